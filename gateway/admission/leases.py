@@ -1,0 +1,181 @@
+"""The lease keeper: one heartbeat for all live reservations of this process.
+
+Three loops, one file, because they share one fear: that the store forgets or this
+process dies.
+
+========== ============================ =========================================
+loop       does                         so that
+========== ============================ =========================================
+heartbeat  renews all leases, batched   a dead process's holds end after 5 s
+backlog    settles what had to wait     an outage of the store charges nobody twice
+sweeper    sweeps idle principals       a hold ends though its key is never used again
+========== ============================ =========================================
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import batched
+from typing import override
+
+import anyio
+
+from gateway.admission.ledger import (
+    Grant,
+    Ledger,
+    Renewal,
+    SettleResult,
+    Swept,
+    Usage,
+)
+from gateway.admission.reservation import Keeper, Reservation
+from gateway.errors import StoreUnavailable
+from streaming.pump import Clock, Life
+
+HEARTBEAT_SECONDS = 1.0
+SWEEP_SECONDS = 0.8
+"""With the lease it bounds how long a dead process's holds last: 6 s."""
+BACKLOG_SECONDS = 0.5
+BACKLOG_MOST = 100_000
+"""Settlements that may wait; beyond it the oldest is left to its lease."""
+
+
+class LeaseKeeper(Keeper):
+    """Keeps the leases of this process.
+
+    Args:
+        ledger: Where tokens are held.
+        clock: Monotonic seconds.
+        on_settled: Told the result of every settlement (a metric).
+        on_swept: Told what each sweep ended (a metric).
+        principals: Ids to sweep, asked at every round.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Clock,
+        on_settled: Callable[[SettleResult], None],
+        on_swept: Callable[[Swept], None],
+        principals: Callable[[], Sequence[str]],
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._on_settled = on_settled
+        self._on_swept = on_swept
+        self._principals = principals
+        self._kept: dict[Reservation, None] = {}
+        self._hurried = anyio.Event()
+        self._backlog: deque[tuple[Grant, Usage | None]] = deque(maxlen=BACKLOG_MOST)
+
+    @property
+    @override
+    def ledger(self) -> Ledger:
+        """Where tokens are held."""
+        return self._ledger
+
+    @property
+    def kept(self) -> Sequence[Reservation]:
+        """Live reservations."""
+        return tuple(self._kept)
+
+    @property
+    def backlog(self) -> int:
+        """Settlements that wait for the store."""
+        return len(self._backlog)
+
+    def reservation(self, life: Life) -> Reservation:
+        """A reservation, not yet held."""
+        return Reservation(self, life, self._clock)
+
+    @override
+    def keep(self, reservation: Reservation) -> None:
+        """Renew its lease from now on."""
+        self._kept[reservation] = None
+
+    @override
+    def drop(self, reservation: Reservation) -> None:
+        """No longer renew it."""
+        self._kept.pop(reservation, None)
+
+    @override
+    def hurry(self) -> None:
+        """Renew at once those that are due."""
+        self._hurried.set()
+
+    @override
+    def postpone(self, grant: Grant, usage: Usage | None) -> None:
+        """Settle, or release without usage, when the store answers again."""
+        self._backlog.append((grant, usage))
+
+    @override
+    def count(self, result: SettleResult) -> None:
+        """Take note of a settlement."""
+        self._on_settled(result)
+
+    async def run(self) -> None:
+        """Keep until cancelled."""
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(self._beat)
+            loops.start_soon(self._work_off)
+            loops.start_soon(self._sweep)
+
+    async def drain(self) -> None:
+        """Settle what waits, before the store is closed; bounded by the caller."""
+        while self._backlog and await self._settle_oldest():
+            pass
+
+    async def _beat(self) -> None:
+        next_beat = self._clock() + HEARTBEAT_SECONDS
+        while True:
+            with anyio.move_on_after(max(0.0, next_beat - self._clock())):
+                await self._hurried.wait()
+            self._hurried = anyio.Event()
+            if (now := self._clock()) >= next_beat:
+                next_beat = now + HEARTBEAT_SECONDS
+                due = list(self._kept)
+            else:
+                due = [reservation for reservation in self._kept if reservation.due]
+            if due:
+                await self._renew(due)
+
+    async def _renew(self, due: Sequence[Reservation]) -> None:
+        renewals: list[Renewal] = [reservation.renewal() for reservation in due]
+        try:
+            states = await self._ledger.renew(renewals)
+        except StoreUnavailable:
+            for reservation in due:
+                reservation.store_lost()
+            return
+        for reservation, renewal, state in zip(due, renewals, states, strict=True):
+            reservation.renewed(renewal, state)
+
+    async def _work_off(self) -> None:
+        while True:
+            await anyio.sleep(BACKLOG_SECONDS)
+            await self.drain()
+
+    async def _settle_oldest(self) -> bool:
+        """Settle one; False when the store still does not answer."""
+        grant, usage = self._backlog.popleft()
+        try:
+            if usage is None:
+                self.count(await self._ledger.release(grant))
+            else:
+                self.count(await self._ledger.settle(grant, usage))
+        except StoreUnavailable:
+            self._backlog.appendleft((grant, usage))
+            return False
+        return True
+
+    async def _sweep(self) -> None:
+        while True:
+            await anyio.sleep(SWEEP_SECONDS)
+            for principals in batched(self._principals(), 100, strict=False):
+                await self._sweep_some(principals)
+
+    async def _sweep_some(self, principals: Sequence[str]) -> None:
+        try:
+            for principal in principals:
+                self._on_swept(await self._ledger.sweep(principal))
+        except StoreUnavailable:
+            return

@@ -1,0 +1,69 @@
+"""The response that owns an exchange, and the only reader of ``receive()``."""
+
+from collections.abc import Callable
+from typing import override
+
+import anyio
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.api.edge import raw_send_of, request_id_of
+from gateway.api.http_client import HttpClient
+from gateway.api.request_body import Body, parse_body, read_body
+from gateway.api.services import Services
+from gateway.exchange.ask import Ask
+from gateway.exchange.exchange import Exchange
+from streaming.errors import ClientDisconnected, Fault
+
+type Parse = Callable[[Body, str], Ask]
+"""From a parsed body and a request id to what is asked for."""
+
+
+class ExchangeResponse(Response):
+    """Reads the request, runs its exchange, answers it: all in one frame.
+
+    Args:
+        services: What the application is made of.
+        parse: Turns the body into what is asked for.
+    """
+
+    def __init__(self, services: Services, parse: Parse) -> None:
+        self._services = services
+        self._parse = parse
+        self.background = None  # what the framework looks at in any response
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request; every fault becomes an answer."""
+        services = self._services
+        client = HttpClient(
+            send,
+            raw_send_of(scope),
+            beats_early=services.settings.streaming.heartbeat_before_first_event,
+        )
+        try:
+            ask = await self._read(scope, receive)
+            exchange = services.exchanges.begin(ask, client)
+        except ClientDisconnected:
+            return
+        except Fault as fault:
+            services.metrics.rejection(fault.code)
+            await client.fail(fault)
+            return
+        async with anyio.create_task_group() as tasks:
+            client.beat_in(tasks)
+            tasks.start_soon(_watch, receive, exchange)
+            await exchange.run()
+            tasks.cancel_scope.cancel()
+
+    async def _read(self, scope: Scope, receive: Receive) -> Ask:
+        most = self._services.settings.server.max_body_bytes
+        body = await read_body(receive, scope["headers"], most)
+        return self._parse(parse_body(body), request_id_of(scope))
+
+
+async def _watch(receive: Receive, exchange: Exchange) -> None:
+    """Wait for the client to leave; nothing else can come after the body."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    exchange.leave()

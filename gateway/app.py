@@ -1,0 +1,337 @@
+"""The composition root: the only place where the parts are made and put together.
+
+Opened in this order, closed in the other: the store (settlements go on until the end),
+the providers' connections, the loops of keeper and ticker (after the last exchange).
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from time import monotonic
+from types import TracebackType
+from typing import override
+
+import anyio
+import anyio.abc
+from anyio import CapacityLimiter
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from gateway.admission.estimate import Estimator
+from gateway.admission.leases import LeaseKeeper
+from gateway.admission.ledger import Swept
+from gateway.admission.redis_ledger import Observer, RedisLedger
+from gateway.admission.tokenizer import load_tokenizer
+from gateway.api import chat_completions, health, models, quota
+from gateway.api.edge import Edge
+from gateway.api.error_response import answer_fault, answer_no_route
+from gateway.api.services import Services
+from gateway.auth.failures import FailedAuthLimiter
+from gateway.auth.keyring import Keyring, parse_keys
+from gateway.errors import Draining, StoreUnavailable
+from gateway.exchange.exchange import Bounds, Exchanges
+from gateway.providers.provider import Endpoint, Provider
+from gateway.providers.registry import BuiltProvider, ProviderConfig, build_provider
+from gateway.routing.attempt import Attempts
+from gateway.routing.router import Candidate, Router
+from gateway.settings import (
+    DocumentError,
+    Settings,
+    SettingsError,
+    keys_document_text,
+    pepper,
+    redis_url,
+    secret,
+    tokenizer_cache_dir,
+)
+from gateway.telemetry.metrics import Metrics
+from streaming.deadlines import Deadlines
+from streaming.dialects.chat import ChatDialect
+from streaming.errors import Fault
+from streaming.pump import Ticker
+
+END_SECONDS = 3.0
+"""How long the last exchanges may take to tell their clients and settle."""
+_SEED_SECONDS = 0.5
+_log = logging.getLogger(__name__)
+_COUNTING_THREADS = 2
+_CORS_REQUEST = ["authorization", "content-type", "x-api-key", "x-request-id"]
+_CORS_ANSWER = [
+    "x-request-id",
+    "retry-after",
+    "retry-after-ms",
+    *(
+        f"x-ratelimit-{what}-{of}"
+        for what in ("limit", "remaining", "reset")
+        for of in ("requests", "tokens")
+    ),
+    "x-gateway-provider",
+    "x-gateway-model",
+    "x-gateway-attempts",
+]
+
+
+def create_app(settings: Settings) -> ASGIApp:
+    """The application, not yet running: its lifespan opens everything.
+
+    Raises:
+        SettingsError: A variable or file that the configuration names is missing, or
+            the keys document cannot be used.
+    """
+    return Application(settings, *from_environment(settings)).asgi
+
+
+def from_environment(settings: Settings) -> tuple[str, Keyring]:
+    """The store's URL and the keys, from where the configuration says they are.
+
+    Raises:
+        SettingsError: A variable or file that the configuration names is missing.
+        KeysError: The keys document cannot be used.
+    """
+    key_pepper = pepper()
+    if key_pepper is None:
+        raise SettingsError(["keys: GATEWAY_KEY_PEPPER is not set"])
+    principals = parse_keys(keys_document_text(settings.keys))
+    return redis_url(settings.redis), Keyring(principals, key_pepper)
+
+
+class Application:
+    """The application; its block is the lifespan of everything in it.
+
+    Args:
+        settings: The configuration.
+        store_url: Of the quota store.
+        keyring: Who may call.
+
+    Attributes:
+        asgi: What a server runs; its lifespan enters and leaves the block.
+        exchanges: What a server drains.
+    """
+
+    def __init__(self, settings: Settings, store_url: str, keyring: Keyring) -> None:
+        self._settings = settings
+        self._metrics = Metrics()
+        self._keyring = keyring
+        self._observer = LedgerMetrics(self._metrics)
+        self._ledger = RedisLedger(
+            store_url,
+            timeout_seconds=settings.redis.timeout_seconds,
+            observer=self._observer,
+        )
+        self._keeper = LeaseKeeper(
+            self._ledger,
+            monotonic,
+            on_settled=self._metrics.settlement,
+            on_swept=self._observer.swept,
+            principals=lambda: [one.id for one in self._keyring.principals],
+        )
+        self._ticker = Ticker(monotonic)
+        self._providers = _providers(settings)
+        self.exchanges = self._make_exchanges()
+        self.asgi = self._assemble()
+        self._stack = AsyncExitStack()
+        self._loops: anyio.abc.TaskGroup
+
+    async def __aenter__(self) -> None:
+        await self._stack.enter_async_context(self._ledger)
+        for provider in self._providers.values():
+            self._stack.push_async_callback(provider.client.aclose)
+        loops = await self._stack.enter_async_context(anyio.create_task_group())
+        self._loops = loops
+        for loop in (self._ticker.run, self._keeper.run, self._seed):
+            loops.start_soon(loop)
+        self._stack.callback(loops.cancel_scope.cancel)
+        self._observe()
+        if (port := self._settings.telemetry.metrics_port) is not None:
+            close = self._metrics.serve(self._settings.server.host, port)
+            self._stack.callback(close)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for the last exchanges, settle what still waits, close."""
+        self.exchanges.draining = True
+        self.exchanges.end_all(Draining())
+        with anyio.move_on_after(END_SECONDS, shield=True):
+            await self._ticker.idle()
+            await self._keeper.drain()
+        await self._stack.aclose()
+
+    def reload_keys(self) -> None:
+        """Read the keys document again; one that cannot be used changes nothing."""
+        try:
+            principals = parse_keys(keys_document_text(self._settings.keys))
+        except DocumentError as error:
+            _log.error("the keys document is not taken: %s", "; ".join(error.mistakes))
+            return
+        self._keyring.replace(principals)
+        self._loops.start_soon(self._seed)
+        _log.info("the keys document is taken: %d keys", len(principals))
+
+    async def _seed(self) -> None:
+        """Make the keys known to the store as soon as it can be reached."""
+        while True:
+            with suppress(StoreUnavailable):
+                await self._ledger.seed(self._keyring.principals)
+                return
+            await anyio.sleep(_SEED_SECONDS)
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long exchanges may go on after the signal to leave."""
+        return self._settings.server.drain_seconds
+
+    def _make_exchanges(self) -> Exchanges:
+        settings = self._settings
+        return Exchanges(
+            router=_router(settings, self._providers),
+            attempts=Attempts(
+                {one.name: one.max_concurrency for one in settings.providers},
+                self._metrics,
+            ),
+            estimators=_estimators(settings),
+            dialects={Endpoint.CHAT_COMPLETIONS: ChatDialect()},
+            keeper=self._keeper,
+            ticker=self._ticker,
+            metrics=self._metrics,
+            bounds=_bounds(settings),
+            clock=monotonic,
+        )
+
+    def _assemble(self) -> ASGIApp:
+        web = FastAPI(
+            title="Sluice",
+            openapi_url=None,
+            lifespan=lambda _: self,
+            exception_handlers={Fault: answer_fault, HTTPException: answer_no_route},
+        )
+        web.state.services = Services(
+            settings=self._settings,
+            keyring=self._keyring,
+            failed_auth=FailedAuthLimiter(),
+            ledger=self._ledger,
+            exchanges=self.exchanges,
+            metrics=self._metrics,
+            clock=monotonic,
+        )
+        for routes in (chat_completions, models, quota, health):
+            web.include_router(routes.router)
+        if self._settings.telemetry.metrics_port is None:
+            web.include_router(health.metrics_router)
+        origins = self._settings.server.cors_origins
+        return Edge(_with_cors(web, origins) if origins else web)
+
+    def _observe(self) -> None:
+        """Gauges that are read off when somebody looks."""
+        metrics, keeper = self._metrics, self._keeper
+        metrics.settlement_queue.set_function(lambda: keeper.backlog)
+        metrics.reservations_open.set_function(lambda: len(keeper.kept))
+        metrics.reserved_tokens.set_function(
+            lambda: sum(one.amount for one in keeper.kept)
+        )
+        metrics.event_loop_lag.set_function(lambda: self._ticker.lag_seconds)
+
+
+class LedgerMetrics(Observer):
+    """What the ledger tells, as metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    @override
+    def called(self, move: str, seconds: float) -> None:
+        self._metrics.redis_call(move).observe(seconds)
+
+    @override
+    def swept(self, swept: Swept) -> None:
+        for result, amount in (
+            ("expired", swept.expired),
+            ("released", swept.released),
+        ):
+            if amount:
+                self._metrics.settlement(result, amount)
+
+    @override
+    def degraded(self, reason: str) -> None:
+        self._metrics.degraded(reason)
+
+    @override
+    def store_changed(self, *, is_up: bool) -> None:
+        self._metrics.redis_up.set(is_up)
+
+
+def _providers(settings: Settings) -> dict[str, BuiltProvider]:
+    return {
+        one.name: build_provider(
+            ProviderConfig(
+                name=one.name,
+                adapter=one.adapter,
+                base_url=one.base_url,
+                api_key=secret(one.api_key_env) if one.api_key_env else None,
+                connect_seconds=one.connect_seconds,
+                buffer_bytes=settings.streaming.buffer_bytes,
+            )
+        )
+        for one in settings.providers
+    }
+
+
+def _estimators(settings: Settings) -> dict[str, Estimator]:
+    """One per model; models of one vocabulary share its tokenizer."""
+    names = {model.tokenizer for model in settings.models}
+    tokenizers = {name: load_tokenizer(name, tokenizer_cache_dir()) for name in names}
+    limiter = CapacityLimiter(_COUNTING_THREADS)
+    return {
+        model.name: Estimator(
+            tokenizers[model.tokenizer], model.max_output_tokens, limiter
+        )
+        for model in settings.models
+    }
+
+
+def _router(settings: Settings, providers: Mapping[str, Provider]) -> Router:
+    """The candidates, but for those of a provider whose key variable is unset."""
+    usable = set()
+    for one in settings.providers:
+        if one.api_key_env is None or secret(one.api_key_env) is not None:
+            usable.add(one.name)
+        else:
+            _log.warning("provider %s is left out: no %s", one.name, one.api_key_env)
+    return Router({
+        model.name: [
+            Candidate(providers[one.provider], one.model, one.priority, one.weight)
+            for one in model.candidates
+            if one.provider in usable
+        ]
+        for model in settings.models
+    })
+
+
+def _bounds(settings: Settings) -> Bounds:
+    streaming = settings.streaming
+    return Bounds(
+        max_event_bytes=streaming.max_event_bytes,
+        max_response_bytes=settings.server.max_response_bytes,
+        deadlines=Deadlines(
+            first_byte_seconds=streaming.first_byte_seconds,
+            idle_seconds=streaming.idle_seconds,
+            write_stall_seconds=streaming.write_stall_seconds,
+            total_seconds=streaming.total_seconds,
+            heartbeat_seconds=streaming.heartbeat_seconds,
+        ),
+    )
+
+
+def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=_CORS_REQUEST,
+        expose_headers=_CORS_ANSWER,
+    )

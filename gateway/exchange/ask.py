@@ -1,0 +1,41 @@
+"""What a client asks for, parsed and valid."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from gateway.auth.principal import Principal
+from gateway.providers.provider import Endpoint
+from gateway.telemetry.metrics import Mode
+from streaming.stages.usage_view import UsageWish
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request.
+
+    Attributes:
+        principal: Who pays.
+        endpoint: What is asked for.
+        model: The public name.
+        body: The request, parsed.
+        members: Its top-level members in the client's own bytes.
+        stream: Whether an event stream is asked for.
+        usage: What it wants to see of usage.
+        request_id: Of this request, in all logs and at the provider.
+    """
+
+    principal: Principal
+    endpoint: Endpoint
+    model: str
+    body: Mapping[str, object]
+    members: Mapping[str, msgspec.Raw]
+    stream: bool
+    usage: UsageWish
+    request_id: str
+
+    @property
+    def mode(self) -> Mode:
+        """The metric's word for it."""
+        return Mode.STREAM if self.stream else Mode.JSON

@@ -1,0 +1,359 @@
+"""The way of an exchange, from admission to settlement.
+
+Everything that may be cancelled (by the client's leaving, a deadline, a drain, a
+revoked key) happens inside ``Life``'s block. Whatever was the first cause, the same
+lines below the block tell the client and settle, exactly once.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import anyio
+
+from gateway.admission.estimate import Estimate, Estimator
+from gateway.admission.leases import LeaseKeeper
+from gateway.admission.ledger import Hold, Refused, Usage
+from gateway.admission.reservation import Reservation
+from gateway.errors import Draining, ModelNotAllowed
+from gateway.exchange.answer import (
+    check_is_event_stream,
+    read_answer,
+    read_to_end,
+    take_arrived,
+)
+from gateway.exchange.ask import Ask
+from gateway.exchange.charge import Ending, charge
+from gateway.exchange.client import Client
+from gateway.exchange.rates import rate_headers
+from gateway.providers.provider import Call, Endpoint, Upstream
+from gateway.routing.attempt import Attempt, Attempts
+from gateway.routing.refusal import redact
+from gateway.routing.router import Candidate, Router
+from gateway.telemetry.metrics import Ended, Metrics
+from streaming.deadlines import Deadlines, Pulse, Wait
+from streaming.dialects.reading import Dialect
+from streaming.errors import (
+    ClientDisconnected,
+    ClientStalled,
+    Fault,
+    LocalFault,
+    UpstreamOverrun,
+    UpstreamReported,
+    UpstreamTimeout,
+)
+from streaming.outcome import Outcome
+from streaming.pump import Clock, Life, Pump, Ticker
+from streaming.sse import Framer
+from streaming.stages.metering import Meter
+from streaming.stages.usage_view import UsageView
+from streaming.stages.verdict import Verdict
+
+_log = logging.getLogger(__name__)
+
+LAST_FRAME_SECONDS = 1.0
+"""How long an error may take to be written to a client."""
+REUSE_SECONDS = 0.05
+"""How long a provider may take to end its body after ``[DONE]``."""
+_NOBODY = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one exchange may take, in bytes and in seconds."""
+
+    max_event_bytes: int
+    max_response_bytes: int
+    deadlines: Deadlines
+
+
+@dataclass(slots=True)
+class Exchanges:
+    """What all exchanges share; made by the composition root.
+
+    Attributes:
+        estimators: By public model name.
+        dialects: By endpoint.
+        draining: No new exchange may begin.
+        ended: How many ended, by outcome.
+        charged: Tokens of all of them.
+    """
+
+    router: Router
+    attempts: Attempts
+    estimators: Mapping[str, Estimator]
+    dialects: Mapping[Endpoint, Dialect]
+    keeper: LeaseKeeper
+    ticker: Ticker
+    metrics: Metrics
+    bounds: Bounds
+    clock: Clock
+    draining: bool = False
+    ended: Counter[Outcome] = field(default_factory=Counter)
+    charged: int = 0
+
+    def begin(self, ask: Ask, client: Client) -> "Exchange":
+        """A new exchange, for a model that exists and that its key may use.
+
+        Raises:
+            Draining: No new exchange may begin.
+            ModelNotFound: The model is not configured.
+            ModelNotAllowed: The key may not use it.
+        """
+        if self.draining:
+            raise Draining(retry_after_seconds=1.0)
+        candidates = self.router.candidates(ask.model)
+        if not ask.principal.may_use(ask.model):
+            raise ModelNotAllowed(param="model")
+        return Exchange(self, ask, client, candidates)
+
+    @property
+    def live(self) -> int:
+        """Exchanges that have not ended."""
+        return len(self.ticker.lives)
+
+    def end_all(self, fault: Fault) -> None:
+        """End every live exchange for this reason."""
+        for life in self.ticker.lives:
+            life.end(fault)
+
+
+class Exchange:
+    """One exchange; ``run`` is its whole story.
+
+    Args:
+        shared: What it shares with all others.
+        ask: What the client wants.
+        client: Where the answer goes.
+        candidates: Who may answer, in order of preference.
+    """
+
+    def __init__(
+        self,
+        shared: Exchanges,
+        ask: Ask,
+        client: Client,
+        candidates: Sequence[Candidate],
+    ) -> None:
+        now = shared.clock()
+        self._shared = shared
+        self._ask = ask
+        self._client = client
+        self._candidates = candidates
+        self._started_at = now
+        self._left_at: float | None = None
+        self._estimator = shared.estimators[ask.model]
+        self._meter = Meter(self._estimator.tokenizer.encode)
+        self._verdict = Verdict()
+        self._pump: Pump | None = None
+        self._heard_whole = False
+        self._shown = False
+        self._unread = b""
+        self._prompt_tokens = 0
+        self._charged: Usage | None = None
+        self._provider = _NOBODY
+        self._life = Life(Pulse(shared.bounds.deadlines, now))
+
+    async def run(self) -> None:
+        """Serve, tell the client how it ended, settle."""
+        shared = self._shared
+        shared.ticker.watch(self._life, self._client)
+        reservation = shared.keeper.reservation(self._life)
+        try:
+            async with reservation:
+                with self._life:
+                    await self._serve_or_blame(reservation)
+                self._shown = self._client.started  # before it is told how it ended
+                await self._note_close()
+                await self._tell()
+        finally:
+            shared.ticker.forget(self._life)
+            self._record(reservation)
+
+    def leave(self) -> None:
+        """The client has left; after its whole answer that is no news."""
+        if not self._life.completed:
+            self._left_at = self._shared.clock()
+            self._life.end(ClientDisconnected())
+
+    async def _serve_or_blame(self, reservation: Reservation) -> None:
+        try:
+            await self._serve(reservation)
+        except Fault as fault:
+            self._life.blame(fault)
+            if isinstance(fault, UpstreamOverrun):
+                self._shared.metrics.degraded("overrun")
+        except Exception:  # noqa: BLE001 - whatever it is, the client is told and it is settled
+            _log.exception("exchange %s failed", self._ask.request_id)
+            self._life.blame(LocalFault("The gateway failed."))
+
+    async def _serve(self, reservation: Reservation) -> None:
+        ask, shared = self._ask, self._shared
+        estimate = await self._estimator.estimate(
+            ask.body, ask.principal.limits.max_output_tokens
+        )
+        self._prompt_tokens = estimate.prompt_tokens
+        self._meter.most = estimate.completion_tokens
+        try:
+            rates = await reservation.hold(self._hold(estimate))
+        except Fault as fault:
+            if isinstance(fault.__cause__, Refused):
+                self._client.describe(rate_headers(fault.__cause__))
+            raise
+        self._client.describe(rate_headers(rates))
+        reservation.charge_by(self._charge)
+        now = shared.clock()
+        shared.metrics.overhead_seconds.observe(now - self._started_at)
+        if ask.stream:
+            self._life.pulse.wait_for(Wait.FIRST_BYTE, now)
+        call = self._call(estimate, reservation.dispatch)
+        async with shared.attempts.open(call, self._candidates, self._life) as attempt:
+            self._introduce(attempt)
+            try:
+                if ask.stream:
+                    await self._relay(attempt, reservation)
+                else:
+                    await self._relay_whole(attempt.upstream)
+            except UpstreamReported as fault:
+                redact(fault, attempt.candidate.provider)
+                raise
+
+    async def _relay(self, attempt: Attempt, reservation: Reservation) -> None:
+        upstream, shared = attempt.upstream, self._shared
+        await check_is_event_stream(upstream)
+        running = attempt.candidate.provider.reports_progress
+        pump = self._pump = Pump(
+            Framer(shared.bounds.max_event_bytes),
+            shared.dialects[self._ask.endpoint],
+            self._meter,
+            self._verdict,
+            UsageView(self._ask.usage, running=running),
+        )
+        try:
+            with shared.metrics.active_streams.track_inprogress():
+                await pump.run(
+                    upstream.body, self._client, self._life, reservation, shared.clock
+                )
+        finally:
+            if self._life.ended:
+                self._unread = await take_arrived(upstream)  # noqa: ASYNC102 - is in a scope of its own that never waits
+        self._life.complete()
+        await self._client.aclose()
+        await read_to_end(upstream, REUSE_SECONDS)
+
+    async def _relay_whole(self, upstream: Upstream) -> None:
+        shared = self._shared
+        dialect = shared.dialects[self._ask.endpoint]
+        most = shared.bounds.max_response_bytes
+        body, reading = await read_answer(upstream, dialect, most)
+        self._meter.note(reading)
+        self._heard_whole = True
+        self._life.pulse.wait_for(Wait.CLIENT, shared.clock())
+        await self._client.answer({"content-type": "application/json"}, body)
+        self._life.complete()
+
+    async def _tell(self) -> None:
+        """Tell the client how it ended, where it has not been told."""
+        client, cause = self._client, self._life.cause
+        if isinstance(cause, UpstreamTimeout) and self._verdict.complete:
+            self._life.cause = cause = None  # finished, then silent: a success
+        if isinstance(cause, ClientStalled):
+            client.abort()
+        elif not isinstance(cause, ClientDisconnected):
+            with anyio.move_on_after(LAST_FRAME_SECONDS) as scope:
+                await (client.aclose() if cause is None else client.fail(cause))
+            if scope.cancelled_caught:
+                client.abort()
+
+    def _charge(self) -> Usage | None:
+        if self._pump is not None and self._life.ended:
+            self._pump.account_for(self._unread)  # it was generated, shown or not
+        ending = Ending(
+            stream=self._ask.stream,
+            cause=self._life.cause,
+            heard=self._heard_whole or (self._pump is not None and self._pump.started),
+            shown=self._shown,
+            prompt_tokens=self._prompt_tokens,
+        )
+        self._charged = charge(ending, self._meter)
+        return self._charged
+
+    def _introduce(self, attempt: Attempt) -> None:
+        """Say who answers."""
+        self._provider = attempt.candidate.provider.name
+        self._client.describe({
+            "x-gateway-provider": self._provider,
+            "x-gateway-model": attempt.candidate.model,
+            "x-gateway-attempts": str(attempt.number),
+        })
+
+    def _hold(self, estimate: Estimate) -> Hold:
+        return Hold(
+            id=uuid4().hex,
+            principal=self._ask.principal.id,
+            model=self._ask.model,
+            prompt_tokens=estimate.prompt_tokens,
+            completion_tokens=estimate.completion_tokens,
+            stream=self._ask.stream,
+        )
+
+    def _call(self, estimate: Estimate, on_send: Callable[[], None]) -> Call:
+        return Call(
+            endpoint=self._ask.endpoint,
+            members=self._ask.members,
+            stream=self._ask.stream,
+            request_id=self._ask.request_id,
+            default_cap=estimate.default_cap,
+            on_send=on_send,
+        )
+
+    async def _note_close(self) -> None:
+        if self._left_at is not None and self._provider != _NOBODY:
+            # A socket is closed in the loop's next turn: before anything is counted.
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+            closed_in = self._shared.clock() - self._left_at
+            self._shared.metrics.upstream_close_seconds.observe(closed_in)
+
+    def _record(self, reservation: Reservation) -> None:
+        cause = self._life.cause
+        if reservation.was_held:
+            outcome = Outcome.COMPLETED if cause is None else cause.outcome
+            self._shared.ended[outcome] += 1
+            self._shared.metrics.exchange(
+                Ended(
+                    model=self._ask.model,
+                    provider=self._provider,
+                    mode=self._ask.mode,
+                    outcome=outcome,
+                    seconds=self._shared.clock() - self._started_at,
+                )
+            )
+            self._record_tokens()
+            if self._pump is not None:
+                self._shared.metrics.backpressure_seconds.inc(self._pump.send_seconds)
+        elif cause is not None and not isinstance(cause, ClientDisconnected):
+            self._shared.metrics.rejection(cause.code)
+
+    def _record_tokens(self) -> None:
+        metrics, meter = self._shared.metrics, self._meter
+        model, provider = self._ask.model, self._provider
+        if self._charged is not None:
+            self._shared.charged += self._charged.total
+            source = meter.source(ended=self._life.cause is None)
+            metrics.tokens(model, provider, "prompt", source).inc(
+                self._charged.prompt_tokens
+            )
+            metrics.tokens(model, provider, "completion", source).inc(
+                self._charged.completion_tokens
+            )
+        if meter.first_text_at is not None and meter.last_text_at is not None:
+            metrics.first_token(model, provider).observe(
+                meter.first_text_at - self._started_at
+            )
+            if meter.text_batches > 1:
+                mean = (meter.last_text_at - meter.first_text_at) / (
+                    meter.text_batches - 1
+                )
+                metrics.inter_token(model, provider).observe(mean)

@@ -1,0 +1,172 @@
+"""uvicorn's HTTP protocol, with bounds on a request: its head, its framing, its time.
+
+============================ ======================================================
+a request                    is answered
+============================ ======================================================
+whose head is over 64 KiB    431, before it is all there
+that is no HTTP, is framed   400
+twice (length and chunks),
+names no host, or two
+whose head takes over 10 s   408; closed without a word when nothing came at all
+whose body takes 30 s more   408, or cut when it has been answered already
+============================ ======================================================
+
+After a refusal what still comes is read and thrown away for a moment: a socket closed
+with unread bytes is reset, and the client would never see why.
+"""
+
+import asyncio
+from typing import override
+from uuid import uuid4
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gateway.api.edge import MAX_HEADER_BYTES
+from gateway.api.error_response import error_body
+from gateway.errors import HeadersTooLarge, InvalidRequest, RequestTimeout
+from streaming.errors import Fault
+
+HEAD_SECONDS = 10.0
+BODY_SECONDS = 30.0
+LINGER_SECONDS = 1.0
+WRITE_BUFFER_BYTES = 32_768
+"""Of a response, in this process, before its writer waits."""
+
+_ONCE = {b"host", b"content-length", b"transfer-encoding"}
+
+
+class Connection(HttpToolsProtocol):
+    """One connection of a client."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    _in_head = True  # since the connection was made, or a request began
+    _in_body = False
+    _refused = False
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        self._expect_within(HEAD_SECONDS)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    @override
+    def eof_received(self) -> None:
+        """A half-close is leaving, unless all of the answer has been written.
+
+        Left to itself, the transport would first flush what was written: a client that
+        does not read would never have left.
+        """
+        if self._is_answering:
+            self.transport.abort()
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # answered as if it had not been asked for
+        except httptools.HttpParserError:
+            self._refuse(InvalidRequest("The request is not valid HTTP/1.1."))
+            return
+        self._watch(len(data))
+
+    @override
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._in_body, self._head_bytes = True, False, 0
+
+    @override
+    def on_headers_complete(self) -> None:
+        _check(self.headers, self.parser.get_http_version())
+        super().on_headers_complete()
+        self._in_head, self._in_body = False, True
+
+    @override
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_body = False
+
+    @property
+    def _is_answering(self) -> bool:
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_complete  # type: ignore[redundant-expr] # None before the first request
+
+    def _watch(self, received: int) -> None:
+        """See whether the request is whole, and start or stop the clock."""
+        if self._in_head:
+            self._head_bytes += received
+            if self._head_bytes > MAX_HEADER_BYTES:
+                self._refuse(HeadersTooLarge())
+            elif self._deadline is None:
+                self._expect_within(HEAD_SECONDS)
+        elif self._in_body:
+            if self._head_bytes >= 0:  # its head has just been completed
+                self._head_bytes = -1
+                self._expect_within(BODY_SECONDS)
+        else:
+            self._stop_clock()
+
+    def _expect_within(self, seconds: float) -> None:
+        self._stop_clock()
+        self._deadline = self.loop.call_later(seconds, self._time_out)
+
+    def _stop_clock(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _time_out(self) -> None:
+        self._deadline = None
+        if self._in_head and self._head_bytes == 0:
+            self.transport.close()
+        else:
+            self._refuse(RequestTimeout())
+
+    def _refuse(self, fault: Fault) -> None:
+        """Answer and leave; nothing of this connection is served any more."""
+        self._refused = True
+        self._stop_clock()
+        if self._is_answering:
+            if self.cycle.response_started or not self._in_body:
+                self.transport.abort()  # an answer is under way: it cannot be ended
+                return
+            self.cycle.disconnected = True  # whoever reads the body is told so
+            self.cycle.message_event.set()
+        self.transport.write(_answer(fault))
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+def _check(headers: list[tuple[bytes, bytes]], version: str) -> None:
+    """Refuse what two parsers could read differently (RFC 9112, 3.2 and 6.1).
+
+    Raises:
+        ValueError: The parser takes it for its own error.
+    """
+    named = [name for name, _ in headers if name in _ONCE]
+    repeated = len(named) != len(set(named))
+    twice_framed = {b"content-length", b"transfer-encoding"} <= set(named)
+    homeless = version == "1.1" and b"host" not in named
+    if repeated or twice_framed or homeless:
+        raise ValueError
+
+
+def _answer(fault: Fault) -> bytes:
+    body = error_body(fault)
+    return b"".join((
+        STATUS_LINE[fault.status],
+        b"content-type: application/json\r\nconnection: close\r\n",
+        b"x-request-id: %b\r\n" % uuid4().hex.encode("ascii"),
+        b"content-length: %d\r\n\r\n" % len(body),
+        body,
+    ))

@@ -1,0 +1,155 @@
+"""The server: uvicorn, with signals and the drain in our own hands.
+
+uvicorn's graceful timeout cancels tasks and closes the lifespan before they have
+cleaned up, so it is not used::
+
+    SIGTERM, SIGINT ─► draining: new exchanges get 503, live ones go on
+                            │ none left, or drain_seconds over
+                            ▼
+                       the rest ends with an error frame and is settled
+                            │ none left, or END_SECONDS over
+                            ▼
+                       uvicorn shuts down; exit 0
+    a second signal  ─► exit 1 at once; the leases expire by themselves
+
+SIGHUP has the keys document read again.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from time import monotonic
+from types import FrameType
+from typing import override
+
+import uvicorn
+
+from gateway.app import END_SECONDS, Application, from_environment
+from gateway.drain import Drain, DrainStep
+from gateway.errors import Draining
+from gateway.server.protocol import Connection
+from gateway.settings.schema import Settings
+from gateway.telemetry.logs import logging_config
+
+SEND_BUFFER_BYTES = 65_536
+"""Of each client's socket; the kernel doubles it. Bounds what a stuck reader holds."""
+BACKLOG = 2048
+ECHO_SECONDS = 0.05
+"""Ctrl-C reaches the terminal's whole group, and ``uv run`` passes it on once more."""
+
+_log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that drains before it shuts down."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        application: Application,
+        on_started: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+        self._exchanges = application.exchanges
+        self._drain_seconds = application.drain_seconds
+        self._drain: Drain | None = None
+        self._signalled_at = 0.0
+
+    @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the application, then listen."""
+        await super().startup(sockets)
+        self._on_started()
+
+    @override
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second signal exits at once."""
+        now = monotonic()
+        if self._drain is not None:
+            if now - self._signalled_at < ECHO_SECONDS:
+                return
+            _log.warning("second signal: exit at once, leases are left to expire")
+            os._exit(1)
+        _log.info("draining for at most %g s", self._drain_seconds)
+        self._exchanges.draining = True
+        self._signalled_at = now
+        self._drain = Drain(self._drain_seconds, END_SECONDS, now)
+
+    @override
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; true ends the server."""
+        if self._drain is None:
+            return await super().on_tick(counter)
+        match self._drain.step(self._exchanges.live, monotonic()):
+            case DrainStep.WAIT:
+                return False
+            case DrainStep.END:
+                self._exchanges.end_all(Draining())
+                return False
+            case DrainStep.GO:
+                return True
+
+
+def serve(
+    settings: Settings,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    log_level: str = "info",
+) -> None:
+    """Serve until a signal.
+
+    Args:
+        settings: The configuration.
+        host: Instead of the configuration's.
+        port: Instead of the configuration's; 0 takes a free one.
+        log_level: Of uvicorn and of the gateway.
+
+    Raises:
+        SettingsError: A variable or file that the configuration names is missing.
+        OSError: The address cannot be listened on.
+    """
+    application = Application(settings, *from_environment(settings))
+    port = settings.server.port if port is None else port
+
+    def reload_on_hangup() -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, application.reload_keys)
+
+    with listen(host or settings.server.host, port) as listener:
+        server = make_server(application, log_level, reload_on_hangup)
+        server.run(sockets=[listener])
+
+
+def make_server(
+    application: Application,
+    log_level: str,
+    on_started: Callable[[], None] = lambda: None,
+) -> Server:
+    """A server for the application; ``on_started`` is called when it answers."""
+    config = uvicorn.Config(
+        application.asgi,
+        http=Connection,
+        ws="none",
+        loop="uvloop",
+        lifespan="on",
+        log_config=logging_config(log_level),
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=75,
+    )
+    return Server(config, application, on_started)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, with send buffers that its connections inherit."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    return listener

@@ -1,0 +1,1 @@
+"""What the outside can see: metrics, logs, traces. Every name stands here once."""

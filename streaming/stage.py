@@ -1,0 +1,40 @@
+"""A stage: a sans-IO transform on a batch of events.
+
+A batch is all events completed by one network read, in order. A stage takes a batch and
+a time and returns a batch; it never waits, sleeps or does I/O, so testing one needs no
+loop. Stages run in the order given and know nothing of each other.
+"""
+
+from typing import Protocol
+
+import msgspec
+
+from streaming.dialects.reading import Reading
+from streaming.sse import Frame
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """A frame and what its dialect read in it."""
+
+    frame: Frame
+    reading: Reading
+
+
+type Batch = list[Event]
+
+
+class Stage(Protocol):
+    """One idea, applied to every batch of a stream."""
+
+    def apply(self, batch: Batch, now: float) -> Batch:
+        """What goes on to the next stage.
+
+        Args:
+            batch: Events of one read, possibly none.
+            now: Monotonic seconds.
+        """
+        ...
+
+    def flush(self) -> Batch:
+        """What was held back, when nothing more will come."""
+        ...

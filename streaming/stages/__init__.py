@@ -1,0 +1,1 @@
+"""Sans-IO transforms on a batch of frames, one idea per file."""

@@ -1,0 +1,147 @@
+"""Metering: how many tokens a stream has generated, and from whom we know it."""
+
+from collections.abc import Callable, Hashable, Sequence
+from enum import StrEnum
+from typing import override
+
+from streaming.counter import IncrementalCounter
+from streaming.dialects.reading import Reading, TokenUsage
+from streaming.stage import Batch, Stage
+
+_UNBOUNDED = 2**53
+_COUNTING_SLACK = 64
+_MAX_RUNS = 1024  # a provider that invents choices must not cost memory
+
+
+class UsageSource(StrEnum):
+    """Whose count is charged, best first."""
+
+    PROVIDER = "provider"  # its final usage
+    CONTINUOUS = "continuous"  # its running usage, of a stream that was cut
+    COUNTED = "counted"  # ours
+
+
+class Meter(Stage):
+    """Counts text and remembers usage; passes every event on.
+
+    Usage is cumulative: a later report replaces an earlier one, and zero is a number.
+    Only the running usage of several choices is added up, one figure for each choice.
+
+    Args:
+        encode: Text to tokens, for counting what no usage covers.
+
+    Attributes:
+        most: Completion tokens the provider was allowed.
+        usage: The last usage reported.
+        first_text_at: When the first content, reasoning or tool text came.
+        last_text_at: When the last one came.
+        text_batches: Reads that brought text.
+    """
+
+    def __init__(self, encode: Callable[[str], Sequence[object]]) -> None:
+        self._encode = encode
+        self.most = _UNBOUNDED
+        self._runs: dict[Hashable, IncrementalCounter] = {}
+        self._done = False
+        self._by_choice: dict[int, int] = {}  # running usage, where it is per choice
+        self._text_since_usage = False
+        self._known = 0  # what completion_tokens() said last
+        self._bytes_since_known = 0
+        self.usage: TokenUsage | None = None
+        self.first_text_at: float | None = None
+        self.last_text_at: float | None = None
+        self.text_batches = 0
+
+    @override
+    def apply(self, batch: Batch, now: float) -> Batch:
+        """Take note of every event; nothing is changed."""
+        heard = False
+        for event in batch:
+            heard |= self.note(event.reading)
+        if heard:
+            self.text_batches += 1
+            self.last_text_at = now
+            if self.first_text_at is None:
+                self.first_text_at = now
+        return batch
+
+    @override
+    def flush(self) -> Batch:
+        """Nothing is ever held back."""
+        return []
+
+    def note(self, reading: Reading) -> bool:
+        """Take note of one event; tells whether it had text.
+
+        What follows ``[DONE]`` is not part of the answer.
+        """
+        if self._done:
+            return False
+        self._done = reading.done
+        for run, text in reading.texts:
+            counter = self._runs.get(run)
+            if counter is None:
+                counter = self._begin(run)
+            counter.feed(text)
+            self._bytes_since_known += len(text) if text.isascii() else 4 * len(text)
+        if reading.texts:
+            self._text_since_usage = True
+        if reading.usage is not None:
+            self._take(reading.usage, reading.choices)
+        return bool(reading.texts)
+
+    def _take(self, usage: TokenUsage, choices: Sequence[int]) -> None:
+        self._text_since_usage = False
+        if len(choices) != 1 or len(self._by_choice) >= _MAX_RUNS:
+            self.usage = usage
+            return
+        # In an event of one choice vLLM reports that choice's tokens, not all.
+        self._by_choice[choices[0]] = usage.completion_tokens
+        completion = sum(self._by_choice.values())
+        self.usage = TokenUsage(usage.prompt_tokens, completion)
+
+    def counted(self) -> int:
+        """Completion tokens of all text so far, by our own count."""
+        return sum(counter.total() for counter in self._runs.values())
+
+    def completion_tokens(self) -> int:
+        """Completion tokens so far, by the best source that covers all text."""
+        reported = 0 if self.usage is None else self.usage.completion_tokens
+        if self.usage is None or self._text_since_usage:
+            reported = max(reported, self.counted())
+        self._known = reported
+        self._bytes_since_known = 0
+        return reported
+
+    def progress_at_most(self) -> int:
+        """Completion tokens so far, from above, without encoding: a byte is a token."""
+        if self.usage is not None and not self._text_since_usage:
+            return self.usage.completion_tokens
+        return self._known + self._bytes_since_known
+
+    def overran(self) -> bool:
+        """Whether the provider has generated more than it was allowed.
+
+        By its own usage that is certain. Our count is of another tokenizer than the
+        model's (15 were counted of a capped 12): it is believed beyond twice as many.
+        """
+        if self.usage is not None and self.usage.completion_tokens > self.most:
+            return True
+        bound = 2 * self.most + _COUNTING_SLACK
+        return self.progress_at_most() > bound and self.completion_tokens() > bound
+
+    def source(self, *, ended: bool) -> UsageSource:
+        """Where ``completion_tokens()`` comes from.
+
+        Args:
+            ended: Whether the stream came to its proper end, which makes the last
+                usage the final one.
+        """
+        if self.usage is None or (self._text_since_usage and not ended):
+            return UsageSource.COUNTED
+        return UsageSource.PROVIDER if ended else UsageSource.CONTINUOUS
+
+    def _begin(self, run: Hashable) -> IncrementalCounter:
+        if len(self._runs) >= _MAX_RUNS:
+            run = next(iter(self._runs))
+        return self._runs.setdefault(run, IncrementalCounter(self._encode))

@@ -19,6 +19,7 @@ from anyio.abc import ByteReceiveStream, ObjectSendStream
 
 from streaming.deadlines import Pulse, Wait
 from streaming.dialects.reading import Dialect
+from streaming.dialects.untyped import is_whole
 from streaming.errors import (
     ClientDisconnected,
     Fault,
@@ -195,7 +196,7 @@ class Pump:
         """The event without a blank line, if it is one, and all that waited."""
         tail = self._framer.close()
         batch: Batch = []
-        if tail is not None and self._dialect.is_whole(tail.data):
+        if tail is not None and is_whole(tail.data):
             batch = self._staged([tail], now)
         return [*batch, *self._flushed()]
 

@@ -5,9 +5,8 @@ does not fit those types is read again without types, member by member, so that 
 value costs time and never a token.
 """
 
-import json
 from collections.abc import Hashable, Iterator
-from typing import Annotated, Any, override
+from typing import override
 
 import msgspec
 
@@ -17,9 +16,9 @@ from streaming.dialects.reading import (
     Dialect,
     Reading,
     TokenUsage,
-    read_error,
     read_usage,
 )
+from streaming.dialects.untyped import Member, TextsOf, as_text, read_object
 
 _ABSENT = msgspec.Raw(b"")
 
@@ -50,17 +49,9 @@ class _Choice(msgspec.Struct, gc=False):
     usage: msgspec.Raw = _ABSENT
 
 
-type _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: _Count
-    completion_tokens: _Count
-
-
 class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice]
-    usage: _Usage | msgspec.UnsetType | None = msgspec.UNSET
+    usage: TokenUsage | msgspec.UnsetType | None = msgspec.UNSET
     error: msgspec.Raw = _ABSENT
 
 
@@ -78,26 +69,15 @@ class ChatDialect(Dialect):
         try:
             chunk = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return _read_untyped(data, "delta") or NOTHING
+            return read_object(data, _DELTA) or NOTHING
         if chunk.error is not _ABSENT:
-            return _read_untyped(data, "delta") or NOTHING
+            return read_object(data, _DELTA) or NOTHING
         return _read_chunk(chunk)
 
     @override
     def read_answer(self, body: bytes) -> Reading | None:
         """Read a whole answer; None when it is not a JSON object."""
-        return _read_untyped(body, "message")
-
-    @override
-    def is_whole(self, data: bytes) -> bool:
-        """Whether the payload is ``[DONE]`` or a whole JSON document."""
-        if data == b"[DONE]":
-            return True
-        try:
-            json.loads(data)
-        except (ValueError, RecursionError):
-            return False
-        return True
+        return read_object(body, _MESSAGE)
 
 
 def _read_chunk(chunk: _Chunk) -> Reading:
@@ -117,9 +97,7 @@ def _read_chunk(chunk: _Chunk) -> Reading:
         ]
     if chunk.usage is not msgspec.UNSET:
         reading.has_usage = True
-        usage = chunk.usage
-        if usage is not None:
-            reading.usage = TokenUsage(usage.prompt_tokens, usage.completion_tokens)
+        reading.usage = chunk.usage
     for choice in choices:
         if choice.usage is not _ABSENT:
             reading.has_usage = True
@@ -152,50 +130,23 @@ def _call_texts(choice: int, delta: _Delta) -> Iterator[tuple[Hashable, str]]:
         yield (choice, "function"), delta.function_call.arguments or ""
 
 
-def _read_untyped(data: bytes, text_member: str) -> Reading | None:
-    """Read any JSON object, taking what has the right type and skipping the rest."""
-    try:
-        chunk = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(chunk, dict):
-        return None
-    reading = Reading(has_usage="usage" in chunk, usage=read_usage(chunk.get("usage")))
-    choices = chunk.get("choices")
-    choices = choices if isinstance(choices, list) else []
-    for choice in choices:
-        if isinstance(choice, dict):
-            _add_choice(reading, choice, text_member)
-    reported = chunk.get("error")
-    if reported is None and chunk.get("object") == "error":
-        reported = chunk
-    if reported is not None:
-        reading.error = read_error(reported)
-    return reading
+def _untyped_texts(member: str) -> TextsOf:
+    """The texts of a choice whose text stands in this member."""
+
+    def texts(index: int, choice: Member) -> list[tuple[Hashable, str]]:
+        delta = choice.get(member)
+        return _texts(index, _typed_delta(delta)) if isinstance(delta, dict) else []
+
+    return texts
 
 
-def _add_choice(reading: Reading, choice: dict[str, Any], text_member: str) -> None:
-    given = choice.get("index")
-    index = given if type(given) is int else 0
-    reading.choices = [*reading.choices, index]
-    finish = choice.get("finish_reason")
-    if isinstance(finish, str):
-        reading.finishes = [*reading.finishes, (index, finish)]
-    if "usage" in choice:
-        reading.has_usage = True
-        reading.usage = reading.usage or read_usage(choice["usage"])
-    delta = choice.get(text_member)
-    if isinstance(delta, dict):
-        reading.texts = [*reading.texts, *_texts(index, _typed_delta(delta))]
-
-
-def _typed_delta(delta: dict[str, Any]) -> _Delta:
+def _typed_delta(delta: Member) -> _Delta:
     calls = delta.get("tool_calls")
     return _Delta(
-        content=_text(delta.get("content")),
-        reasoning=_text(delta.get("reasoning")),
-        reasoning_content=_text(delta.get("reasoning_content")),
-        refusal=_text(delta.get("refusal")),
+        content=as_text(delta.get("content")),
+        reasoning=as_text(delta.get("reasoning")),
+        reasoning_content=as_text(delta.get("reasoning_content")),
+        refusal=as_text(delta.get("refusal")),
         tool_calls=[
             _ToolCall(position, _typed_function(call.get("function")))
             for position, call in enumerate(calls if isinstance(calls, list) else ())
@@ -208,14 +159,8 @@ def _typed_delta(delta: dict[str, Any]) -> _Delta:
 def _typed_function(function: object) -> _Function | None:
     if not isinstance(function, dict):
         return None
-    return _Function(_text(function.get("name")), _text(function.get("arguments")))
+    return _Function(as_text(function.get("name")), as_text(function.get("arguments")))
 
 
-def _text(value: object) -> str | None:
-    """Text as it may stand: a string, or a list of parts that hold ``text``."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        parts = [part.get("text") for part in value if isinstance(part, dict)]
-        return "".join(part for part in parts if isinstance(part, str))
-    return None
+_DELTA = _untyped_texts("delta")
+_MESSAGE = _untyped_texts("message")

@@ -1,18 +1,21 @@
 """What any dialect reads out of a frame: the little that metering needs."""
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol, TypeIs
+from typing import Annotated, Protocol, TypeIs
 
 import msgspec
 
 _MAX_TOKENS = 2**31
 
 
+type Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_TOKENS)]
+
+
 class TokenUsage(msgspec.Struct, frozen=True, gc=False):
     """Token counts as a provider reports them, cumulative; each 0 to 2**31."""
 
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: Count
+    completion_tokens: Count
 
 
 class ErrorReport(msgspec.Struct, frozen=True):
@@ -67,10 +70,6 @@ class Dialect(Protocol):
 
     def read_answer(self, body: bytes) -> Reading | None:
         """Read a whole non-stream answer; None when it is not a JSON object."""
-        ...
-
-    def is_whole(self, data: bytes) -> bool:
-        """Whether a payload without its blank line is all of an event."""
         ...
 
 

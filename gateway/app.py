@@ -6,14 +6,15 @@ the providers' connections, the loops of keeper and ticker (after the last excha
 
 import logging
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import override
 
 import anyio
-import anyio.abc
 from anyio import CapacityLimiter
+from anyio.abc import TaskGroup
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -22,9 +23,10 @@ from starlette.types import ASGIApp
 from gateway.admission.estimate import Estimator
 from gateway.admission.leases import LeaseKeeper
 from gateway.admission.ledger import Swept
-from gateway.admission.redis_ledger import Observer, RedisLedger
+from gateway.admission.observer import Observer
+from gateway.admission.redis_ledger import RedisLedger
 from gateway.admission.tokenizer import load_tokenizer
-from gateway.api import chat_completions, health, models, quota
+from gateway.api import generation, health, models, quota
 from gateway.api.edge import Edge
 from gateway.api.error_response import answer_fault, answer_no_route
 from gateway.api.services import Services
@@ -34,10 +36,15 @@ from gateway.errors import Draining, StoreUnavailable
 from gateway.exchange.exchange import Bounds, Exchanges
 from gateway.providers.provider import Endpoint, Provider
 from gateway.providers.registry import BuiltProvider, ProviderConfig, build_provider
+from gateway.providers.upstream import UpstreamClient
 from gateway.routing.attempt import Attempts
+from gateway.routing.breaker import BreakerRule
+from gateway.routing.health import watch
 from gateway.routing.router import Candidate, Router
+from gateway.routing.standing import Rules, Standing
 from gateway.settings import (
     DocumentError,
+    ProviderSettings,
     Settings,
     SettingsError,
     keys_document_text,
@@ -49,6 +56,8 @@ from gateway.settings import (
 from gateway.telemetry.metrics import Metrics
 from streaming.deadlines import Deadlines
 from streaming.dialects.chat import ChatDialect
+from streaming.dialects.completions import CompletionsDialect
+from streaming.dialects.embeddings import EmbeddingsDialect
 from streaming.errors import Fault
 from streaming.pump import Ticker
 
@@ -117,6 +126,7 @@ class Application:
         self._observer = LedgerMetrics(self._metrics)
         self._ledger = RedisLedger(
             store_url,
+            cluster=settings.redis.cluster,
             timeout_seconds=settings.redis.timeout_seconds,
             observer=self._observer,
         )
@@ -129,19 +139,22 @@ class Application:
         )
         self._ticker = Ticker(monotonic)
         self._providers = _providers(settings)
+        self._standing = Standing(_rules(settings), self._metrics, monotonic)
         self.exchanges = self._make_exchanges()
         self.asgi = self._assemble()
         self._stack = AsyncExitStack()
-        self._loops: anyio.abc.TaskGroup
+        self._unseeded: anyio.Event
 
     async def __aenter__(self) -> None:
         await self._stack.enter_async_context(self._ledger)
         for provider in self._providers.values():
             self._stack.push_async_callback(provider.client.aclose)
+        self._unseeded = anyio.Event()
+        self._unseeded.set()
         loops = await self._stack.enter_async_context(anyio.create_task_group())
-        self._loops = loops
         for loop in (self._ticker.run, self._keeper.run, self._seed):
             loops.start_soon(loop)
+        self._watch_providers(loops)
         self._stack.callback(loops.cancel_scope.cancel)
         self._observe()
         if (port := self._settings.telemetry.metrics_port) is not None:
@@ -162,6 +175,20 @@ class Application:
             await self._keeper.drain()
         await self._stack.aclose()
 
+    def _watch_providers(self, loops: TaskGroup) -> None:
+        """Probe those that have a health path; leave out those without their key."""
+        for one in self._settings.providers:
+            usable = _is_usable(one)
+            self._standing.note_health(one.name, is_up=usable)
+            if not usable:
+                _log.warning(
+                    "provider %s is left out: no %s", one.name, one.api_key_env
+                )
+            elif one.health_path is not None:
+                client = self._providers[one.name].client
+                probe = partial(_status, client, one.health_path)
+                loops.start_soon(watch, one.name, probe, self._standing)
+
     def reload_keys(self) -> None:
         """Read the keys document again; one that cannot be used changes nothing."""
         try:
@@ -170,16 +197,19 @@ class Application:
             _log.error("the keys document is not taken: %s", "; ".join(error.mistakes))
             return
         self._keyring.replace(principals)
-        self._loops.start_soon(self._seed)
+        self._unseeded.set()  # this is a signal handler: it can start no task
         _log.info("the keys document is taken: %d keys", len(principals))
 
     async def _seed(self) -> None:
-        """Make the keys known to the store as soon as it can be reached."""
+        """Make new keys known to the store as soon as it can be reached."""
         while True:
-            with suppress(StoreUnavailable):
+            await self._unseeded.wait()
+            self._unseeded = anyio.Event()
+            try:
                 await self._ledger.seed(self._keyring.principals)
-                return
-            await anyio.sleep(_SEED_SECONDS)
+            except StoreUnavailable:
+                self._unseeded.set()
+                await anyio.sleep(_SEED_SECONDS)
 
     @property
     def drain_seconds(self) -> float:
@@ -190,12 +220,13 @@ class Application:
         settings = self._settings
         return Exchanges(
             router=_router(settings, self._providers),
-            attempts=Attempts(
-                {one.name: one.max_concurrency for one in settings.providers},
-                self._metrics,
-            ),
+            attempts=Attempts(self._standing),
             estimators=_estimators(settings),
-            dialects={Endpoint.CHAT_COMPLETIONS: ChatDialect()},
+            dialects={
+                Endpoint.CHAT_COMPLETIONS: ChatDialect(),
+                Endpoint.COMPLETIONS: CompletionsDialect(),
+                Endpoint.EMBEDDINGS: EmbeddingsDialect(),
+            },
             keeper=self._keeper,
             ticker=self._ticker,
             metrics=self._metrics,
@@ -219,7 +250,7 @@ class Application:
             metrics=self._metrics,
             clock=monotonic,
         )
-        for routes in (chat_completions, models, quota, health):
+        for routes in (generation, models, quota, health):
             web.include_router(routes.router)
         if self._settings.telemetry.metrics_port is None:
             web.include_router(health.metrics_router)
@@ -295,21 +326,34 @@ def _estimators(settings: Settings) -> dict[str, Estimator]:
 
 
 def _router(settings: Settings, providers: Mapping[str, Provider]) -> Router:
-    """The candidates, but for those of a provider whose key variable is unset."""
-    usable = set()
-    for one in settings.providers:
-        if one.api_key_env is None or secret(one.api_key_env) is not None:
-            usable.add(one.name)
-        else:
-            _log.warning("provider %s is left out: no %s", one.name, one.api_key_env)
     return Router({
         model.name: [
             Candidate(providers[one.provider], one.model, one.priority, one.weight)
             for one in model.candidates
-            if one.provider in usable
         ]
         for model in settings.models
     })
+
+
+def _rules(settings: Settings) -> Rules:
+    breaker = settings.routing.breaker
+    return Rules(
+        most={one.name: one.max_concurrency for one in settings.providers},
+        retry_budget=settings.routing.retry_budget,
+        breaker=BreakerRule(
+            breaker.failures, breaker.window_seconds, breaker.open_seconds
+        ),
+    )
+
+
+def _is_usable(provider: ProviderSettings) -> bool:
+    """Whether the provider's key is there, if it needs one."""
+    return provider.api_key_env is None or secret(provider.api_key_env) is not None
+
+
+async def _status(client: UpstreamClient, path: str) -> int:
+    status, _ = await client.get(path)
+    return status
 
 
 def _bounds(settings: Settings) -> Bounds:

@@ -8,7 +8,7 @@ from enum import Enum
 
 import msgspec
 
-from streaming.errors import ClientStalled, Fault, UpstreamTimeout
+from streaming.errors import ClientStalled, Fault, UpstreamSilent, UpstreamTimeout
 
 
 class Deadlines(msgspec.Struct, frozen=True):
@@ -77,6 +77,11 @@ class Pulse:
         self._wait = wait
         self._since = now
 
+    def begin_again(self, now: float) -> None:
+        """Another provider is asked: its time begins now."""
+        if self._wait is Wait.FIRST_BYTE:
+            self._since = now
+
     def note_unsent(self, unsent_bytes: int, now: float) -> None:
         """What of our answer has not left this process; less of it is progress."""
         if unsent_bytes < self._unsent:
@@ -103,7 +108,7 @@ class Pulse:
         deadlines = self._deadlines
         match self._wait:
             case Wait.FIRST_BYTE if waited >= deadlines.first_byte_seconds:
-                return UpstreamTimeout("The provider did not begin in time.")
+                return UpstreamSilent()
             case Wait.NEXT_BYTES if waited >= deadlines.idle_seconds:
                 return UpstreamTimeout("The provider stopped sending.")
             case Wait.CLIENT if waited >= deadlines.write_stall_seconds:

@@ -100,6 +100,12 @@ class UpstreamTimeout(UpstreamFault):
     outcome = Outcome.UPSTREAM_TIMEOUT
 
 
+class UpstreamSilent(UpstreamTimeout):
+    """The provider did not begin in time."""
+
+    try_next = True  # elsewhere: this one has been left
+
+
 class UpstreamReported(UpstreamFault):
     """The provider reported an error of its own.
 

@@ -22,9 +22,11 @@ from streaming.dialects.reading import Dialect
 from streaming.dialects.untyped import is_whole
 from streaming.errors import (
     ClientDisconnected,
+    ClientStalled,
     Fault,
     UpstreamFault,
     UpstreamOverrun,
+    UpstreamSilent,
 )
 from streaming.sse import Frame, Framer
 from streaming.stage import Batch, Event, Stage
@@ -48,6 +50,9 @@ class Life(AbstractContextManager["Life"]):
 
     Args:
         pulse: What the exchange waits for.
+
+    Attributes:
+        on_trial: The scope of a provider that has not begun its answer.
     """
 
     def __init__(self, pulse: Pulse) -> None:
@@ -55,20 +60,37 @@ class Life(AbstractContextManager["Life"]):
         self.cause: Fault | None = None
         self.completed = False
         self._scope = anyio.CancelScope()
+        self.on_trial: anyio.CancelScope | None = None
 
     def blame(self, fault: Fault) -> None:
-        """This ended the exchange, unless something else did before."""
-        if self.cause is None and not self.completed:
+        """This ended the exchange, unless something else did before.
+
+        Of a whole answer only its reader can still be a cause, by not taking the rest.
+        """
+        if self.cause is None and (
+            not self.completed or isinstance(fault, ClientStalled)
+        ):
             self.cause = fault
 
     def end(self, fault: Fault) -> None:
-        """End the block for this reason, unless there is one already."""
+        """End the block for this reason, unless there is one already.
+
+        A provider that is silent while it is on trial ends the trial alone.
+        """
+        if isinstance(fault, UpstreamSilent) and self.on_trial is not None:
+            self.on_trial.cancel()
+            return
         self.blame(fault)
         self._scope.cancel()
 
+    def trial(self) -> "Trial":
+        """A block in which a provider may begin its answer, or be left for another."""
+        return Trial(self)
+
     def complete(self) -> None:
-        """The answer has been given whole: nothing that follows is a cause."""
+        """The answer is whole and has been handed over, whatever happens meanwhile."""
         self.completed = True
+        self.cause = None
 
     @property
     def ended(self) -> bool:
@@ -88,6 +110,36 @@ class Life(AbstractContextManager["Life"]):
         traceback: TracebackType | None,
     ) -> bool | None:
         return self._scope.__exit__(exc_type, exc, traceback)
+
+
+class Trial(AbstractContextManager[None]):
+    """A provider's chance to begin its answer.
+
+    Raises:
+        UpstreamSilent: On leaving, when it did not in time.
+    """
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._scope = anyio.CancelScope()
+
+    @override
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+        self._life.on_trial = self._scope
+
+    @override
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        self._life.on_trial = None
+        swallowed = self._scope.__exit__(exc_type, exc, traceback)
+        if self._scope.cancelled_caught:
+            raise UpstreamSilent
+        return swallowed
 
 
 class Gate(Protocol):
@@ -115,6 +167,7 @@ class Pump:
 
     Attributes:
         started: Whether an event has come from the provider.
+        shown: Whether one was handed to the client.
         send_seconds: Time spent waiting for the client to take what it was sent.
     """
 
@@ -131,7 +184,9 @@ class Pump:
         self._meter = meter
         self._verdict = verdict
         self._stages: Sequence[Stage] = (meter, verdict, view)
+        self._untaken: Batch = []
         self.started = False
+        self.shown = False
         self.send_seconds = 0.0
 
     async def run(
@@ -177,6 +232,14 @@ class Pump:
             await self._hear_last_words(upstream)
             raise self._verdict.fault
 
+    def take_rest(self) -> Batch:
+        """Whole events the client has not been given though nothing forbids it.
+
+        It did not take them in time, or they waited for what would follow.
+        """
+        untaken, self._untaken = self._untaken, []
+        return [*untaken, *self._flushed()]
+
     def account_for(self, unread: bytes) -> None:
         """Meter what has arrived from the provider but will not be relayed."""
         for frame in self._framer.feed(unread):
@@ -221,7 +284,10 @@ class Pump:
             await gate.pass_to(meter.completion_tokens())
         started = clock()
         life.pulse.wait_for(Wait.CLIENT, started)
+        self.shown = True
+        self._untaken = batch  # unless it returns: a send that is cut off sent nothing
         await client.send(batch)
+        self._untaken = []
         now = clock()
         self.send_seconds += now - started
         life.pulse.wait_for(Wait.NOTHING, now)
@@ -233,16 +299,12 @@ class Pump:
 
     async def _hear_last_words(self, upstream: ByteReceiveStream) -> None:
         with anyio.move_on_after(LAST_WORDS_SECONDS):
-            while not self._verdict.done:
+            while not self._meter.done:
                 try:
                     data = await upstream.receive()
                 except (anyio.EndOfStream, UpstreamFault):
                     return
-                for frame in self._framer.feed(data):
-                    reading = self._dialect.read(frame.data)
-                    self._meter.note(reading)
-                    if reading.done:
-                        return
+                self.account_for(data)
 
 
 class Watched(Protocol):

@@ -1,6 +1,6 @@
-"""How many tokens a chat request may cost, before anything is sent.
+"""How many tokens a request may cost, before anything is sent.
 
-The prompt is what tiktoken's cookbook makes of it: 3 tokens for each message, the
+A chat's prompt is what tiktoken's cookbook makes of it: 3 tokens for each message, the
 tokens of its role, name and content, 1 for a ``name``, 3 for the reply; then tool
 calls, and tools, functions and response format as compact JSON. Text is data: the
 names of special tokens in it are text. What has no rule counts as its JSON.
@@ -17,6 +17,7 @@ more                         not at all: its size in bytes stands for it
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import chain
 from typing import Final
 
@@ -90,6 +91,14 @@ class Estimate:
     default_cap: int | None
 
 
+class Prompt(StrEnum):
+    """Where a request has its prompt; the value is the member."""
+
+    MESSAGES = "messages"  # a chat
+    PROMPT = "prompt"  # completions: text, token ids, or a list of either
+    INPUT = "input"  # embeddings: the same, and nothing is generated
+
+
 class Estimator:
     """Estimates the requests for one model.
 
@@ -111,28 +120,32 @@ class Estimator:
         self._model_cap = model_cap
         self._limiter = limiter
 
-    async def estimate(self, body: Body, key_cap: int | None) -> Estimate:
+    async def estimate(
+        self, body: Body, key_cap: int | None, prompt: Prompt = Prompt.MESSAGES
+    ) -> Estimate:
         """What this request may cost.
 
         Args:
             body: The request.
+            prompt: Where its prompt stands.
             key_cap: The largest cap per choice this key may name; None is any.
 
         Raises:
             InvalidRequest: A cap or a number of choices is not what it must be.
         """
+        prompt_tokens = await self._prompt_tokens(prompt_items(body, prompt))
+        if prompt is Prompt.INPUT:
+            return Estimate(prompt_tokens, completion_tokens=0, default_cap=None)
         completion = estimate_completion(body, self._model_cap, key_cap)
-        return Estimate(
-            await self._prompt_tokens(body), completion.tokens, completion.default_cap
-        )
+        tokens = completion.tokens * prompts_in(body, prompt)
+        return Estimate(prompt_tokens, tokens, completion.default_cap)
 
-    async def _prompt_tokens(self, body: Body) -> int:
+    async def _prompt_tokens(self, items: Iterator[Item]) -> int:
         """Walk the prompt only as far as may be counted here; a thread does the rest.
 
         A thread cannot be stopped, so a cancelled caller waits for it, and the limiter
         stays true.
         """
-        items = prompt_items(body)
         seen: list[Item] = []
         work = 0
         for item in items:
@@ -150,7 +163,7 @@ class Estimator:
 
 def estimate_prompt(body: Body, tokenizer: Tokenizer) -> int:
     """Tokens of the request's prompt, by the rules above, counted here and now."""
-    return count_items(prompt_items(body), tokenizer)
+    return count_items(prompt_items(body, Prompt.MESSAGES), tokenizer)
 
 
 def count_items(items: Iterable[Item], tokenizer: Tokenizer) -> int:
@@ -168,8 +181,36 @@ def count_items(items: Iterable[Item], tokenizer: Tokenizer) -> int:
     return known + sum(map(tokenizer.count, texts))
 
 
-def prompt_items(body: Body) -> Iterator[Item]:
-    """What a chat request's prompt is made of, in small steps."""
+def prompt_items(body: Body, prompt: Prompt) -> Iterator[Item]:
+    """What a request's prompt is made of, in small steps."""
+    if prompt is Prompt.MESSAGES:
+        return _chat_items(body)
+    return _text_items(body.get(prompt))
+
+
+def prompts_in(body: Body, prompt: Prompt) -> int:
+    """How many prompts the request has; each is answered for itself."""
+    value = body.get(prompt)
+    if prompt is Prompt.MESSAGES or not isinstance(value, list):
+        return 1
+    return max(1, sum(not isinstance(one, int) for one in value))
+
+
+def _text_items(value: object) -> Iterator[Item]:
+    """Text, token ids, or a list of either."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            if isinstance(one, int):
+                yield 1
+            else:
+                yield from _text_items(one)
+    elif value is not None:
+        yield _compact(value)
+
+
+def _chat_items(body: Body) -> Iterator[Item]:
     yield _REPLY_TOKENS
     for message in _listed(body.get("messages")):
         yield _MESSAGE_TOKENS

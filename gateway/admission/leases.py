@@ -14,10 +14,10 @@ sweeper    sweeps idle principals       a hold ends though its key is never used
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import batched
 from typing import override
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from gateway.admission.ledger import (
     Grant,
@@ -28,13 +28,18 @@ from gateway.admission.ledger import (
     Usage,
 )
 from gateway.admission.reservation import Keeper, Reservation
-from gateway.errors import StoreUnavailable
+from gateway.errors import InvalidApiKey, StoreUnavailable
 from streaming.pump import Clock, Life
 
 HEARTBEAT_SECONDS = 1.0
 SWEEP_SECONDS = 0.8
 """With the lease it bounds how long a dead process's holds last: 6 s."""
+SWEEP_MOST = 200
+"""Keys a round; with more of them a round goes on where the last one stopped. Nobody
+waits for it: every script sweeps the key it is about."""
 BACKLOG_SECONDS = 0.5
+UNANSWERED_MOST = 100
+"""Settlements without an answer that end a round: the store is lost, not one node."""
 BACKLOG_MOST = 100_000
 """Settlements that may wait; beyond it the oldest is left to its lease."""
 
@@ -120,9 +125,11 @@ class LeaseKeeper(Keeper):
             loops.start_soon(self._sweep)
 
     async def drain(self) -> None:
-        """Settle what waits, before the store is closed; bounded by the caller."""
-        while self._backlog and await self._settle_oldest():
-            pass
+        """Ask for all that waits, once each; bounded by the caller."""
+        waiting, unanswered = len(self._backlog), 0
+        while waiting and self._backlog and unanswered < UNANSWERED_MOST:
+            waiting -= 1
+            unanswered += not await self._settle_oldest()
 
     async def _beat(self) -> None:
         next_beat = self._clock() + HEARTBEAT_SECONDS
@@ -163,19 +170,22 @@ class LeaseKeeper(Keeper):
             else:
                 self.count(await self._ledger.settle(grant, usage))
         except StoreUnavailable:
-            self._backlog.appendleft((grant, usage))
+            # To the end: the next may be at another node.
+            self._backlog.append((grant, usage))
             return False
         return True
 
     async def _sweep(self) -> None:
+        first = 0
         while True:
             await anyio.sleep(SWEEP_SECONDS)
-            for principals in batched(self._principals(), 100, strict=False):
-                await self._sweep_some(principals)
-
-    async def _sweep_some(self, principals: Sequence[str]) -> None:
-        try:
-            for principal in principals:
-                self._on_swept(await self._ledger.sweep(principal))
-        except StoreUnavailable:
-            return
+            principals = self._principals()
+            if first >= len(principals):
+                first = 0
+            last = first + SWEEP_MOST
+            for principal in principals[first:last]:
+                try:
+                    self._on_swept(await self._ledger.sweep(principal))
+                # The next may be at another node; one just read may not be seeded.
+                except (StoreUnavailable, InvalidApiKey):
+                    await checkpoint()

@@ -132,6 +132,7 @@ class RenewalState(StrEnum):
     HELD = "held"
     REVOKED = "revoked"  # held, but its key was revoked: end the stream
     GONE = "gone"  # settled, released or swept already
+    UNKNOWN = "unknown"  # no answer for this one: its part of the store is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +231,11 @@ class Ledger(Protocol):
         ...
 
     async def renew(self, renewals: Sequence[Renewal]) -> Sequence[RenewalState]:
-        """Extend many leases in one call; answers in the order given."""
+        """Extend many leases in one call; answers in the order given.
+
+        Raises:
+            StoreUnavailable: For none of them there is an answer.
+        """
         ...
 
     async def settle(self, grant: Grant, usage: Usage) -> SettleResult:

@@ -1,13 +1,13 @@
 """The ledger in Redis: each move is one script on the books of one principal."""
 
-import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import batched
 from time import monotonic
 from types import TracebackType
-from typing import NoReturn, Protocol, Self, override
+from typing import NoReturn, Self, override
 
 import msgspec
 from redis.exceptions import NoScriptError
@@ -25,6 +25,7 @@ from gateway.admission.answers import (
     Reserved,
 )
 from gateway.admission.books import calendar_at, key_of, keys_of, principal_of
+from gateway.admission.cluster import ClusterStore
 from gateway.admission.ledger import (
     LEASE_SECONDS,
     Grant,
@@ -38,7 +39,8 @@ from gateway.admission.ledger import (
     Swept,
     Usage,
 )
-from gateway.admission.scripts import Arguments, Part
+from gateway.admission.observer import Observer, Unobserved
+from gateway.admission.scripts import Arguments, Part, command
 from gateway.admission.store import PROBE_SECONDS, Reply, Store, reply_of
 from gateway.auth.principal import Principal
 from gateway.errors import (
@@ -68,38 +70,6 @@ FAULTS: dict[str, type[Fault]] = {
 """What is raised, by the limit that refused."""
 
 
-class Observer(Protocol):
-    """Is told what happens in passing. Called in the event loop; must not raise."""
-
-    def called(self, move: str, seconds: float) -> None:
-        """A move was answered, after this long."""
-
-    def swept(self, swept: Swept) -> None:
-        """A call ended others' reservations; what ``sweep`` ends, it returns."""
-
-    def degraded(self, reason: str) -> None:
-        """``store_lost``: a principal's books begin anew."""
-
-    def store_changed(self, *, is_up: bool) -> None:
-        """The store was found, or lost."""
-
-
-class Unobserved:
-    """The observer of a ledger that nobody observes."""
-
-    def called(self, move: str, seconds: float) -> None:
-        """Nothing."""
-
-    def swept(self, swept: Swept) -> None:
-        """Nothing."""
-
-    def degraded(self, reason: str) -> None:
-        """Nothing."""
-
-    def store_changed(self, *, is_up: bool) -> None:
-        """Nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Call[A: Answer]:
     question: Question[A]
@@ -116,6 +86,7 @@ class RedisLedger(Ledger):
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
+        cluster: Whether the URL is that of a Redis Cluster.
         timeout_seconds: Longest wait for an answer, connecting included.
         lease_seconds: A hold that is not renewed for this long is swept.
         observer: Told of calls, sweeps and losses.
@@ -125,12 +96,13 @@ class RedisLedger(Ledger):
         self,
         url: str,
         *,
+        cluster: bool = False,
         timeout_seconds: float = 0.2,
         lease_seconds: float = LEASE_SECONDS,
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer or Unobserved()
-        self._store = Store(
+        self._store = (ClusterStore if cluster else Store)(
             url,
             timeout_seconds=timeout_seconds,
             on_change=lambda is_up: self._observer.store_changed(is_up=is_up),
@@ -190,11 +162,18 @@ class RedisLedger(Ledger):
                 rows = msgspec.json.encode([_row(renewals[i]) for i in batch])
                 call = self._call(RENEW, principal, self._lease_ms, rows)
                 sent.append((batch, call, self._send(call)))
-        states = [RenewalState.GONE] * len(renewals)
+        states = [RenewalState.UNKNOWN] * len(renewals)
+        lost: StoreUnavailable | None = None
         for batch, call, reply in sent:
-            answer = await self._answer_to(call, reply)
+            try:
+                answer = await self._answer_to(call, reply)
+            except StoreUnavailable as error:
+                lost = error
+                continue
             for index, state in zip(batch, answer.states, strict=True):
                 states[index] = state
+        if lost is not None and set(states) == {RenewalState.UNKNOWN}:
+            raise lost
         return states
 
     @override
@@ -238,46 +217,53 @@ class RedisLedger(Ledger):
 
     @override
     async def is_revoked(self, principal: str) -> bool:
-        epoch, mark = await self._store.call(
-            "HMGET", key_of(principal), "epoch", "revoked"
-        )
+        epoch, mark = await self._command("HMGET", principal, "epoch", "revoked")
         if epoch is not None:
             await self._note(principal, epoch.decode(), revoked=mark == b"1")
         return principal in self._revoked
 
     async def known(self) -> list[str]:
         """Ids of all keys the store knows, in order; walks the whole store."""
+        await self._store.ping()
         found: set[str] = set()
-        cursor: Part = 0
-        while True:
-            reply = await self._store.call(
-                "SCAN", cursor, "MATCH", key_of("*"), "COUNT", _SCAN_COUNT
-            )
-            assert isinstance(reply, list)  # noqa: S101 - what SCAN answers
-            cursor, keys = reply
-            found.update(principal_of(key.decode()) for key in keys)
-            if cursor == b"0":
-                return sorted(found)
+        for store in self._store.masters:
+            cursor: Part | None = 0
+            while cursor != b"0":
+                cursor, keys = await store.call(
+                    "SCAN", cursor or 0, "MATCH", key_of("*"), "COUNT", _SCAN_COUNT
+                )
+                found.update(principal_of(key.decode()) for key in keys)
+        return sorted(found)
 
     @override
     async def ping(self) -> None:
-        await self._store.call("PING")
+        await self._store.ping()
 
     async def _mark(self, principal: str, *, revoked: bool) -> bool:
-        key = key_of(principal)
-        epoch = await self._store.call("HGET", key, "epoch")
+        epoch = await self._command("HGET", principal, "epoch")
         if epoch is None:
             return False
-        await self._store.call("HSET", key, "revoked", int(revoked))
+        await self._command("HSET", principal, "revoked", int(revoked))
         self._remember(principal, epoch.decode(), revoked=revoked)
         return True
 
+    async def _command(self, name: str, principal: str, *parts: Part) -> Reply:
+        # Of those that concern the key itself, and need no script.
+        encoded = command(name, key_of(principal), *parts)
+        return reply_of(await self._store.send(encoded, principal))
+
     async def _seed(self, principals: Sequence[str]) -> None:
+        lost: StoreUnavailable | None = None
         for batch in batched(principals, BATCH, strict=False):
             calls = [self._call(SEED, one, *self._fields(one)) for one in batch]
             sent = [(call, self._send(call)) for call in calls]
             for call, reply in sent:
-                await self._answer_to(call, reply)
+                try:
+                    await self._answer_to(call, reply)
+                except StoreUnavailable as error:  # the next may be at another node
+                    lost = error
+        if lost is not None:
+            raise lost
 
     def _fields(self, principal: str) -> tuple[Part, ...]:
         one = self._principals[principal]
@@ -294,14 +280,14 @@ class RedisLedger(Ledger):
 
     def _send[A: Answer](
         self, call: _Call[A], *, load: bool = False
-    ) -> asyncio.Future[Reply | Exception]:
+    ) -> Awaitable[Reply | Exception]:
         script = call.question.script
         encode = script.load_and_call if load else script.call
         if call.question is SEED:
             arguments = Arguments.of((key_of(call.principal),))
         else:
             arguments = self._books_of(call.principal)
-        return self._store.send(encode(arguments, call.argv))
+        return self._store.send(encode(arguments, call.argv), call.principal)
 
     def _books_of(self, principal: str) -> Arguments:
         arguments = self._arguments.get(principal)
@@ -319,7 +305,7 @@ class RedisLedger(Ledger):
         return await self._answer_to(call, self._send(call))
 
     async def _answer_to[A: Answer](
-        self, call: _Call[A], reply: asyncio.Future[Reply | Exception]
+        self, call: _Call[A], reply: Awaitable[Reply | Exception]
     ) -> A:
         # Every move is idempotent, so one that could not be decided is asked again.
         for _ in range(ATTEMPTS):
@@ -361,8 +347,10 @@ class RedisLedger(Ledger):
     async def _seed_again(self, principal: str) -> None:
         if principal not in self._principals:
             raise InvalidApiKey
-        lost = {principal, *self._revoked} & self._principals.keys()
-        await self._seed(sorted(lost))
+        await self._seed([principal])
+        others = (self._revoked.keys() & self._principals.keys()) - {principal}
+        with suppress(StoreUnavailable):  # they may be at another node
+            await self._seed(sorted(others))
 
     def _remember(self, principal: str, epoch: str, *, revoked: bool) -> None:
         if revoked:

@@ -201,6 +201,9 @@ class Reservation(Gate):
 
     def renewed(self, renewal: Renewal, state: RenewalState) -> None:
         """The ledger has answered."""
+        if state is RenewalState.UNKNOWN:
+            self.store_lost()
+            return
         if state is RenewalState.REVOKED:
             self._life.end(InvalidApiKey())
         if renewal.dispatched:

@@ -162,8 +162,30 @@ class Store:
         """Whether the store was there when last seen."""
         return self._is_up
 
-    def send(self, encoded: bytes) -> asyncio.Future[Reply | Exception]:
+    @property
+    def is_lost(self) -> bool:
+        """Whether calls are refused at once."""
+        return self._breaker.is_open
+
+    @property
+    def masters(self) -> "tuple[Store, ...]":
+        """The stores that share the keys: a single one has them all."""
+        return (self,)
+
+    async def ping(self) -> None:
+        """Ask for a sign of life.
+
+        Raises:
+            StoreUnavailable: There is none.
+        """
+        await self.call("PING")
+
+    def send(
+        self, encoded: bytes, _principal: str = ""
+    ) -> asyncio.Future[Reply | Exception]:
         """Queue a command; it leaves with the others of this loop turn.
+
+        Whose keys it is about decides nothing here (``ClusterStore``).
 
         Returns:
             A future that never raises; ``reply_of`` awaits it.

@@ -13,6 +13,8 @@ from streaming.errors import Fault
 from streaming.stage import Batch
 
 HEARTBEAT = b": keep-alive\n\n"
+PIECE_BYTES = 65_536
+"""Of a whole answer in one write: between two a client that stalls is noticed."""
 _STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache, no-transform",
@@ -39,6 +41,7 @@ class HttpClient(Client):
         self._beats_early = beats_early
         self._headers: dict[str, str] = {}
         self._started = False
+        self._whole = False  # its length has been announced
         self._ended = False
         self._tasks: TaskGroup | None = None
 
@@ -71,15 +74,17 @@ class HttpClient(Client):
             return
         if not self._started:
             await self._give(fault.status, error_headers(fault), error_body(fault))
-            return
-        self._ended = True
-        await self._raw_send(_chunk(error_frame(fault), last=True))
+        elif self._whole:
+            self.abort()
+        else:
+            self._ended = True
+            await self._raw_send(_chunk(error_frame(fault), last=True))
 
     @override
     async def aclose(self) -> None:
         if self._started and not self._ended:
-            self._ended = True
             await self._raw_send(_chunk(b"", last=True))
+            self._ended = True
 
     @override
     def abort(self) -> None:
@@ -106,8 +111,11 @@ class HttpClient(Client):
     async def _give(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         length = {"content-length": str(len(body))}
         await self._start(status, {**headers, **length})
+        self._whole = True
+        for at in range(0, len(body) or 1, PIECE_BYTES):
+            last = at + PIECE_BYTES >= len(body)
+            await self._raw_send(_chunk(body[at : at + PIECE_BYTES], last=last))
         self._ended = True
-        await self._raw_send(_chunk(body, last=True))
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._started = True

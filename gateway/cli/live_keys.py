@@ -29,7 +29,9 @@ def on_store[T](config: Path | None, ask: Callable[[RedisLedger], Awaitable[T]])
         fail(error.mistakes)
 
     async def asked() -> T:
-        async with RedisLedger(url, timeout_seconds=_TIMEOUT_SECONDS) as ledger:
+        async with RedisLedger(
+            url, cluster=redis.cluster, timeout_seconds=_TIMEOUT_SECONDS
+        ) as ledger:
             return await ask(ledger)
 
     try:

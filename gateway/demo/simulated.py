@@ -4,7 +4,7 @@ It answers like vLLM 0.32 (``answers``), at the pace and with the fault that the
 request's model name asks for (``scenario``), and keeps a record of every generation
 request (``attempts``)::
 
-    POST   /v1/chat/completions, /v1/completions
+    POST   /v1/chat/completions, /v1/completions, /v1/embeddings
     GET    /v1/models, /health
     GET    /sim/log     the records as a JSON list, newest last
     DELETE /sim/log     forgets them: []
@@ -24,6 +24,7 @@ from gateway.demo import wire
 from gateway.demo.answers import answer_to
 from gateway.demo.attempts import Attempt, AttemptLog, now
 from gateway.demo.connection import Connection, Reply
+from gateway.demo.embeddings import embeddings
 from gateway.demo.faults import steps_of
 from gateway.demo.generation import (
     CHAT_COMPLETIONS,
@@ -66,6 +67,7 @@ class SimulatedProvider:
         self._routes: dict[str, dict[str, Callable[[Request], Reply]]] = {
             CHAT_COMPLETIONS: {HTTPMethod.POST: self._generate},
             COMPLETIONS: {HTTPMethod.POST: self._generate},
+            "/v1/embeddings": {HTTPMethod.POST: self._embed},
             "/v1/models": {HTTPMethod.GET: self._models},
             "/health": {HTTPMethod.GET: self._health},
             "/sim/stats": {HTTPMethod.GET: self._stats},
@@ -146,6 +148,12 @@ class SimulatedProvider:
         except Refused as refusal:
             steps = _json(request, refusal.envelope, refusal.status).steps
         return Reply(steps, attempt)
+
+    def _embed(self, request: Request) -> Reply:
+        try:
+            return _json(request, embeddings(request.body, self._settings.model))
+        except Refused as refusal:
+            return _json(request, refusal.envelope, refusal.status)
 
     def _steps(self, request: Request, attempt: Attempt) -> Iterator[Step]:
         generation = read_generation(request, self._settings.model)

@@ -29,8 +29,9 @@ class Ending:
         stream: Whether events were asked for.
         cause: What ended it; None is its proper end.
         heard: Whether an event, or a whole json answer, had come from the provider.
-        shown: Whether anything had been sent to the client.
+        shown: Whether an event had been handed to the client.
         prompt_tokens: The estimate.
+        prompts: How many prompts there were; running usage speaks of one of them.
     """
 
     stream: bool
@@ -38,6 +39,7 @@ class Ending:
     heard: bool
     shown: bool
     prompt_tokens: int
+    prompts: int = 1
 
 
 def charge(ending: Ending, meter: Meter) -> Usage | None:
@@ -47,5 +49,7 @@ def charge(ending: Ending, meter: Meter) -> Usage | None:
         return None
     if cause is not None and not ending.heard:
         return None if ending.stream else Usage(ending.prompt_tokens, 0)
-    prompt = ending.prompt_tokens if meter.usage is None else meter.usage.prompt_tokens
+    prompt = ending.prompt_tokens
+    if meter.usage is not None and (cause is None or ending.prompts == 1):
+        prompt = meter.usage.prompt_tokens
     return Usage(prompt, meter.completion_tokens())

@@ -31,7 +31,10 @@ class Client(ObjectSendStream[Batch]):
 
     @abstractmethod
     async def fail(self, fault: Fault) -> None:
-        """Say what went wrong: a real status, or after the start an error frame."""
+        """Say what went wrong: a real status, or after the start an error frame.
+
+        A whole answer that is under way is cut: nothing can be said in it.
+        """
 
     @abstractmethod
     def abort(self) -> None:

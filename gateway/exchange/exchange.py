@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import anyio
 
-from gateway.admission.estimate import Estimate, Estimator
+from gateway.admission.estimate import Estimate, Estimator, Prompt, prompts_in
 from gateway.admission.leases import LeaseKeeper
 from gateway.admission.ledger import Hold, Refused, Usage
 from gateway.admission.reservation import Reservation
@@ -40,6 +40,7 @@ from streaming.errors import (
     ClientStalled,
     Fault,
     LocalFault,
+    UpstreamFault,
     UpstreamOverrun,
     UpstreamReported,
     UpstreamTimeout,
@@ -58,6 +59,11 @@ LAST_FRAME_SECONDS = 1.0
 REUSE_SECONDS = 0.05
 """How long a provider may take to end its body after ``[DONE]``."""
 _NOBODY = "none"
+_PROMPTS = {
+    Endpoint.CHAT_COMPLETIONS: Prompt.MESSAGES,
+    Endpoint.COMPLETIONS: Prompt.PROMPT,
+    Endpoint.EMBEDDINGS: Prompt.INPUT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +155,6 @@ class Exchange:
         self._verdict = Verdict()
         self._pump: Pump | None = None
         self._heard_whole = False
-        self._shown = False
         self._unread = b""
         self._prompt_tokens = 0
         self._charged: Usage | None = None
@@ -165,8 +170,8 @@ class Exchange:
             async with reservation:
                 with self._life:
                     await self._serve_or_blame(reservation)
-                self._shown = self._client.started  # before it is told how it ended
                 await self._note_close()
+                self._forgive()
                 await self._tell()
         finally:
             shared.ticker.forget(self._life)
@@ -192,7 +197,7 @@ class Exchange:
     async def _serve(self, reservation: Reservation) -> None:
         ask, shared = self._ask, self._shared
         estimate = await self._estimator.estimate(
-            ask.body, ask.principal.limits.max_output_tokens
+            ask.body, ask.principal.limits.max_output_tokens, _PROMPTS[ask.endpoint]
         )
         self._prompt_tokens = estimate.prompt_tokens
         self._meter.most = estimate.completion_tokens
@@ -240,7 +245,9 @@ class Exchange:
             if self._life.ended:
                 self._unread = await take_arrived(upstream)  # noqa: ASYNC102 - is in a scope of its own that never waits
         self._life.complete()
+        self._life.pulse.wait_for(Wait.CLIENT, shared.clock())
         await self._client.aclose()
+        self._life.pulse.wait_for(Wait.NOTHING, shared.clock())
         await read_to_end(upstream, REUSE_SECONDS)
 
     async def _relay_whole(self, upstream: Upstream) -> None:
@@ -254,28 +261,42 @@ class Exchange:
         await self._client.answer({"content-type": "application/json"}, body)
         self._life.complete()
 
+    def _forgive(self) -> None:
+        """A stream that had succeeded when its time was up has succeeded."""
+        match self._life.cause:
+            case UpstreamTimeout() if self._verdict.complete:  # then it was silent
+                self._life.complete()
+            case Draining() if self._verdict.complete and self._verdict.done:
+                self._life.complete()
+
     async def _tell(self) -> None:
         """Tell the client how it ended, where it has not been told."""
         client, cause = self._client, self._life.cause
-        if isinstance(cause, UpstreamTimeout) and self._verdict.complete:
-            self._life.cause = cause = None  # finished, then silent: a success
         if isinstance(cause, ClientStalled):
             client.abort()
         elif not isinstance(cause, ClientDisconnected):
             with anyio.move_on_after(LAST_FRAME_SECONDS) as scope:
+                if cause is None or isinstance(cause, UpstreamFault | Draining):
+                    await self._give_rest()
                 await (client.aclose() if cause is None else client.fail(cause))
             if scope.cancelled_caught:
                 client.abort()
 
+    async def _give_rest(self) -> None:
+        if self._pump is not None and (rest := self._pump.take_rest()):
+            await self._client.send(rest)
+
     def _charge(self) -> Usage | None:
-        if self._pump is not None and self._life.ended:
-            self._pump.account_for(self._unread)  # it was generated, shown or not
+        pump = self._pump
+        if pump is not None:
+            pump.account_for(self._unread)  # it was generated, shown or not
         ending = Ending(
             stream=self._ask.stream,
             cause=self._life.cause,
-            heard=self._heard_whole or (self._pump is not None and self._pump.started),
-            shown=self._shown,
+            heard=self._heard_whole or (pump is not None and pump.started),
+            shown=pump is not None and pump.shown,
             prompt_tokens=self._prompt_tokens,
+            prompts=prompts_in(self._ask.body, _PROMPTS[self._ask.endpoint]),
         )
         self._charged = charge(ending, self._meter)
         return self._charged

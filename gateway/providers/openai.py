@@ -4,9 +4,13 @@ from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
-from gateway.providers.provider import Call, Upstream
+from gateway.providers.provider import Call, Endpoint, Upstream
 from gateway.providers.upstream import UpstreamClient
 
+_CAPS = {
+    Endpoint.CHAT_COMPLETIONS: "max_completion_tokens",
+    Endpoint.COMPLETIONS: "max_tokens",
+}
 _STREAM_OPTIONS = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 
 
@@ -66,5 +70,5 @@ def encode(call: Call, model: str) -> bytes:
             "include_usage": True,
         }
     if call.default_cap is not None:
-        members["max_completion_tokens"] = call.default_cap
+        members[_CAPS[call.endpoint]] = call.default_cap
     return msgspec.json.encode(members)

@@ -14,6 +14,8 @@ class Endpoint(StrEnum):
     """What is asked for; the value is the path below a provider's base URL."""
 
     CHAT_COMPLETIONS = "chat/completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,7 @@ fault that says the request was not accepted (``Fault.try_next``). One reservati
 covers all attempts of an exchange.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,12 +14,12 @@ from typing import Self, override
 import anyio
 from anyio.abc import ByteReceiveStream
 
-from gateway.errors import NoHealthyProvider, Overloaded
 from gateway.providers.provider import Call, Upstream
 from gateway.routing.refusal import ERROR_BODY_BYTES, redact, refusal
 from gateway.routing.router import Candidate
-from gateway.telemetry.metrics import AttemptResult, Metrics
-from streaming.errors import Fault, UpstreamFault, UpstreamTimeout
+from gateway.routing.standing import Standing
+from gateway.telemetry.metrics import AttemptResult
+from streaming.errors import Fault, UpstreamFault, UpstreamSilent, UpstreamTimeout
 from streaming.pump import Life
 
 _ERROR = 400
@@ -43,17 +42,14 @@ class Attempt:
 
 
 class Attempts:
-    """Opens attempts, within each provider's own bound.
+    """Opens attempts, as the candidates stand.
 
     Args:
-        most: Provider name to the exchanges it may have at a time; absent: unbounded.
-        metrics: Told the result of every attempt.
+        standing: Who may be asked.
     """
 
-    def __init__(self, most: Mapping[str, int], metrics: Metrics) -> None:
-        self._most = most
-        self._metrics = metrics
-        self._open: Counter[str] = Counter()
+    def __init__(self, standing: Standing) -> None:
+        self._standing = standing
 
     def open(
         self, call: Call, candidates: Sequence[Candidate], life: Life
@@ -61,36 +57,26 @@ class Attempts:
         """Hold the first answer that begins open for the length of the block.
 
         Raises:
-            Fault: The last candidate's, when none answered.
+            Overloaded: Every healthy candidate has as many exchanges as it may.
+            NoHealthyProvider: There is no healthy candidate.
+            Fault: The last one's that was asked.
         """
-        return _FirstAnswer(self, call, candidates, life)
-
-    def take(self, provider: str) -> None:
-        """Take a place at a provider.
-
-        Raises:
-            Overloaded: It has as many exchanges as it may.
-        """
-        if self._open[provider] >= self._most.get(provider, 1 << 31):
-            raise Overloaded(retry_after_seconds=1.0)
-        self._open[provider] += 1
-
-    def leave(self, provider: str, result: AttemptResult) -> None:
-        """Give the place back."""
-        self._open[provider] -= 1
-        self._metrics.attempt(provider, result)
+        return _FirstAnswer(self._standing, call, candidates, life)
 
 
 class _Place:
-    """A place at a provider, taken for the length of an attempt."""
+    """A place at a candidate, taken for the length of an attempt."""
 
-    def __init__(self, attempts: Attempts, provider: str, life: Life) -> None:
-        self._attempts = attempts
-        self._provider = provider
+    def __init__(
+        self, standing: Standing, candidate: Candidate, life: Life, *, extra: bool
+    ) -> None:
+        self._standing = standing
+        self._candidate = candidate
         self._life = life
+        self._extra = extra
 
     def __enter__(self) -> Self:
-        self._attempts.take(self._provider)
+        self._standing.begin(self._candidate, extra=self._extra)
         return self
 
     def __exit__(
@@ -99,18 +85,19 @@ class _Place:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._attempts.leave(self._provider, _result(exc, self._life))
+        result = _result(exc, self._life)
+        self._standing.end(self._candidate, result, extra=self._extra)
 
 
 class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
     def __init__(
         self,
-        attempts: Attempts,
+        standing: Standing,
         call: Call,
         candidates: Sequence[Candidate],
         life: Life,
     ) -> None:
-        self._attempts = attempts
+        self._standing = standing
         self._call = call
         self._candidates = candidates
         self._life = life
@@ -118,31 +105,44 @@ class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
 
     @override
     async def __aenter__(self) -> Attempt:
-        last: Fault = NoHealthyProvider(retry_after_seconds=1.0)
+        standing = self._standing
+        last: Fault | None = None
         number = 0
-        for candidate in self._candidates:
-            stack = AsyncExitStack()
+        silent: set[str] = set()
+        for candidate in standing.in_order(self._candidates):
+            if candidate.provider.name in silent or not standing.admits(candidate):
+                continue
+            if last is not None and not standing.may_retry():
+                break
+            number += 1
             try:
-                async with stack:
-                    stack.enter_context(
-                        _Place(self._attempts, candidate.provider.name, self._life)
-                    )
-                    number += 1
-                    upstream = await stack.enter_async_context(
-                        candidate.provider.open(self._call, candidate.model)
-                    )
-                    if upstream.status >= _ERROR:
-                        refused = await _read_refusal(upstream)
-                        redact(refused, candidate.provider)
-                        raise refused
-                    self._stack = stack.pop_all()
+                upstream = await self._ask(candidate, extra=number > 1)
             except Fault as fault:
                 last = fault
                 if not fault.try_next:
                     break
+                if isinstance(fault, UpstreamSilent):
+                    silent.add(candidate.provider.name)
             else:
                 return Attempt(candidate, upstream, number + upstream.attempts - 1)
-        raise last
+        raise last or standing.refusal(self._candidates)
+
+    async def _ask(self, candidate: Candidate, *, extra: bool) -> Upstream:
+        """One attempt; what it opened stays open if it succeeds."""
+        self._life.pulse.begin_again(self._standing.clock())
+        place = _Place(self._standing, candidate, self._life, extra=extra)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(place)
+            with self._life.trial():
+                upstream = await stack.enter_async_context(
+                    candidate.provider.open(self._call, candidate.model)
+                )
+                if upstream.status >= _ERROR:
+                    refused = await _read_refusal(upstream)
+                    redact(refused, candidate.provider)
+                    raise refused
+            self._stack = stack.pop_all()
+        return upstream
 
     @override
     async def __aexit__(

@@ -17,6 +17,7 @@ ERROR_BODY_BYTES = 65_536
 
 _MARKUP = re.compile(r"<[^>]*>")
 _SPACE = re.compile(r"\s+")
+_WHOLE_SECONDS = re.compile(r"[0-9]{1,9}")
 _UNAVAILABLE = (503, 529)
 
 
@@ -68,4 +69,4 @@ def _report(body: bytes) -> ErrorReport:
 
 def _seconds(headers: Mapping[str, str]) -> float | None:
     value = headers.get("retry-after", "")
-    return float(value) if value.isascii() and value.isdecimal() else None
+    return float(value) if _WHOLE_SECONDS.fullmatch(value) else None

@@ -9,10 +9,17 @@ twice (length and chunks),
 names no host, or two
 whose head takes over 10 s   408; closed without a word when nothing came at all
 whose body takes 30 s more   408, or cut when it has been answered already
+that comes before the answer not: the connection closes after that answer
+to the one before it
 ============================ ======================================================
 
 After a refusal what still comes is read and thrown away for a moment: a socket closed
-with unread bytes is reset, and the client would never see why.
+with unread bytes is reset, and the client would never see why. A request that comes
+too early is not kept, since keeping it would mean not to read on, and who does not read
+does not see his client leave.
+
+The end of an answer that nobody reads is kept until the connection has been idle for
+``timeout_keep_alive`` twice without any progress.
 """
 
 import asyncio
@@ -36,6 +43,10 @@ WRITE_BUFFER_BYTES = 32_768
 _ONCE = {b"host", b"content-length", b"transfer-encoding"}
 
 
+class _TooEarly(Exception):
+    """A request begins before the one before it has been answered."""
+
+
 class Connection(HttpToolsProtocol):
     """One connection of a client."""
 
@@ -44,6 +55,7 @@ class Connection(HttpToolsProtocol):
     _in_head = True  # since the connection was made, or a request began
     _in_body = False
     _refused = False
+    _unsent_bytes = 0  # when the connection was last found to be idle
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -55,6 +67,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
 
     @override
     def eof_received(self) -> None:
@@ -75,13 +88,19 @@ class Connection(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             pass  # answered as if it had not been asked for
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _TooEarly):
+                self._refused = True
+                self.cycle.keep_alive = False
+                return
             self._refuse(InvalidRequest("The request is not valid HTTP/1.1."))
             return
         self._watch(len(data))
 
     @override
     def on_message_begin(self) -> None:
+        if self._is_answering:
+            raise _TooEarly
         super().on_message_begin()
         self._in_head, self._in_body, self._head_bytes = True, False, 0
 
@@ -95,6 +114,28 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._in_body = False
+
+    @override
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():  # as soon as all has been written, if ever
+            self._look_again()
+
+    @override
+    def timeout_keep_alive_handler(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent != self._unsent_bytes:
+            self._unsent_bytes = unsent
+            self._look_again()
+        elif unsent:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _look_again(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     @property
     def _is_answering(self) -> bool:

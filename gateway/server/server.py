@@ -9,6 +9,7 @@ cleaned up, so it is not used::
                        the rest ends with an error frame and is settled
                             │ none left, or END_SECONDS over
                             ▼
+                       what has been written may still leave for FLUSH_SECONDS;
                        uvicorn shuts down; exit 0
     a second signal  ─► exit 1 at once; the leases expire by themselves
 
@@ -37,6 +38,8 @@ from gateway.telemetry.logs import logging_config
 SEND_BUFFER_BYTES = 65_536
 """Of each client's socket; the kernel doubles it. Bounds what a stuck reader holds."""
 BACKLOG = 2048
+FLUSH_SECONDS = 1.0
+"""How long a leaving process waits for clients that do not read."""
 ECHO_SECONDS = 0.05
 """Ctrl-C reaches the terminal's whole group, and ``uv run`` passes it on once more."""
 
@@ -80,6 +83,20 @@ class Server(uvicorn.Server):
         self._drain = Drain(self._drain_seconds, END_SECONDS, now)
 
     @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close what is idle, and soon what is left: uvicorn would wait for it."""
+        loop = asyncio.get_running_loop()
+        cut = loop.call_later(FLUSH_SECONDS, self._cut)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
+
+    def _cut(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+    @override
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; true ends the server."""
         if self._drain is None:
@@ -91,6 +108,11 @@ class Server(uvicorn.Server):
                 self._exchanges.end_all(Draining())
                 return False
             case DrainStep.GO:
+                ended = ", ".join(
+                    f"{amount} {outcome}"
+                    for outcome, amount in self._exchanges.ended.items()
+                )
+                _log.info("no exchange is left; since the start: %s", ended or "none")
                 return True
 
 

@@ -40,13 +40,17 @@ def redis_url(redis: RedisSettings) -> str:
     """The store's URL; it may hold a password.
 
     Raises:
-        SettingsError: The variable is unset, or no URL of a kind that is known.
+        SettingsError: The variable is unset, or no URL of a kind that is known, or one
+            of a unix socket where a cluster is meant.
     """
     url = secret(redis.url_env)
     if url is None:
         raise SettingsError([f"redis.url_env: {redis.url_env} is not set"])
     if not url.startswith(("redis://", "rediss://", "unix://")):
         message = f"{redis.url_env} must begin with redis://, rediss:// or unix://"
+        raise SettingsError([f"redis.url_env: {message}"])
+    if redis.cluster and url.startswith("unix://"):
+        message = f"{redis.url_env} must begin with redis:// or rediss:// for a cluster"
         raise SettingsError([f"redis.url_env: {message}"])
     return url
 

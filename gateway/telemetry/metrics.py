@@ -132,6 +132,12 @@ class Metrics:
             "Tries of candidates.",
             ("provider", "result"),
         )
+        self.provider_up = gauge(
+            "provider_up", "Whether the provider can be asked.", ("provider",)
+        )
+        self.breaker_open = gauge(
+            "breaker_open", "Whether a candidate there is left alone.", ("provider",)
+        )
         self.backpressure_seconds = counter(
             "backpressure_seconds_total",
             "Time spent waiting for clients to read.",

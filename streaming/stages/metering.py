@@ -32,6 +32,7 @@ class Meter(Stage):
 
     Attributes:
         most: Completion tokens the provider was allowed.
+        done: ``[DONE]`` has come, be it after an error.
         usage: The last usage reported.
         first_text_at: When the first content, reasoning or tool text came.
         last_text_at: When the last one came.
@@ -42,7 +43,7 @@ class Meter(Stage):
         self._encode = encode
         self.most = _UNBOUNDED
         self._runs: dict[Hashable, IncrementalCounter] = {}
-        self._done = False
+        self.done = False
         self._by_choice: dict[int, int] = {}  # running usage, where it is per choice
         self._text_since_usage = False
         self._known = 0  # what completion_tokens() said last
@@ -75,9 +76,9 @@ class Meter(Stage):
 
         What follows ``[DONE]`` is not part of the answer.
         """
-        if self._done:
+        if self.done:
             return False
-        self._done = reading.done
+        self.done = reading.done
         for run, text in reading.texts:
             counter = self._runs.get(run)
             if counter is None:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.admission.redis_ledger import RedisLedger
 from gateway.demo.valkey import EmbeddedValkey
-from tests.contract.ledger_contract import Desk
+from tests.contract.desk import Desk
 
 
 class InstalledRedis(EmbeddedValkey):

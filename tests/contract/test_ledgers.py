@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.contract.ledger_contract import Desk, LedgerContract
+from tests.contract.desk import Desk
+from tests.contract.ledger_contract import LedgerContract
 from tests.contract.model_ledger import Books, ModelLedger
 
 

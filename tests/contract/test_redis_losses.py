@@ -25,7 +25,7 @@ from gateway.auth.principal import Limits, Principal
 from gateway.demo.valkey import EmbeddedValkey
 from gateway.errors import InvalidApiKey, StoreUnavailable
 from tests.contract.counts import Counts
-from tests.contract.ledger_contract import day_of, hold_of
+from tests.contract.desk import day_of, hold_of
 from tests.contract.raw_books import RawBooks
 from tests.contract.severed import SeveredReplies
 

@@ -386,6 +386,8 @@ def test_redis_url_is_refused_unquoted_when_its_kind_is_unknown(
         redis_url(RedisSettings(url_env="R"))
     monkeypatch.setenv("R", "unix:///run/redis.sock")
     assert redis_url(RedisSettings(url_env="R")) == "unix:///run/redis.sock"
+    with pytest.raises(SettingsError):
+        redis_url(RedisSettings(url_env="R", cluster=True))
 
 
 def test_keys_document_text_comes_from_the_file_beside_the_configuration(

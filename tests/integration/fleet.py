@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import anyio
 import httpx
@@ -90,6 +90,7 @@ class Plan:
         server, streaming: Sections of the configuration.
         providers: More of them, by name: base URLs. The model of that name is their
             only one, here and there.
+        extra: More of the configuration, section by section; lists are added to.
         tokenizer: Of every model.
         command: Runs the gateway's command line.
         environment: More variables of the gateway.
@@ -104,6 +105,7 @@ class Plan:
     server: Mapping[str, object] = field(default_factory=dict)
     streaming: Mapping[str, object] = field(default_factory=dict)
     providers: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str = "o200k_base"
     command: Sequence[str] = (str(GATEWAY),)
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -115,7 +117,7 @@ class Plan:
             **{name: ("simulated", model) for name, model in self.models.items()},
             **{name: (name, name) for name in self.providers},
         }
-        return {
+        document: dict[str, Any] = {
             "server": {"host": "127.0.0.1", "drain_seconds": 2, **self.server},
             "streaming": dict(self.streaming),
             "keys": {"file": KEYS_FILE} if self.keys_file else {"env": "GATEWAY_KEYS"},
@@ -133,6 +135,10 @@ class Plan:
                 for name, (at, model) in candidates.items()
             ],
         }
+        for section, more in self.extra.items():
+            known = document.setdefault(section, type(more)())
+            document[section] = known + more if isinstance(more, list) else more
+        return document
 
 
 class Fleet:
@@ -288,10 +294,11 @@ class Fleet:
     @property
     def environment(self) -> dict[str, str]:
         """All variables of a gateway."""
+        keys = {"GATEWAY_KEYS": self.keys_document(self.keys)}
         return {
             "PATH": os.environ["PATH"],  # noqa: TID251 - for whatever the command is
             "REDIS_URL": self.store_url,
-            "GATEWAY_KEYS": self.keys_document(self.keys),
+            **({} if self._plan.keys_file else keys),
             "GATEWAY_KEY_PEPPER": self._pepper,
             **self._plan.environment,
         }

@@ -78,7 +78,6 @@ class GatewayProcess:
     async def start(self) -> None:
         """Start it, or start it again."""
         self.exit_code = None
-        self._is_running = True
         with self._log.open("ab") as log:
             self._process = await anyio.open_process(
                 (*dying_with_this_process(), *self._command),
@@ -88,6 +87,7 @@ class GatewayProcess:
                 stderr=log,
                 start_new_session=True,
             )
+        self._is_running = True
 
     async def answers(self, path: str, client: httpx.AsyncClient) -> None:
         """Wait until a path is answered with success.

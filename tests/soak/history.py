@@ -12,11 +12,12 @@ Without a loss of the store's data, for any number of gateways:
 ========== ====================================================================
 overshoot  ``used + held ≤ limit`` and ``in use ≤ concurrency`` at every sample
 negative   no figure is ever below zero
-shrunk     ``used`` never falls, but by a late settlement that corrects a sweep
 lost       what a key was charged is at least what its exchanges must cost
 doubled    and at most what they may cost
 held       nothing is held after quiet
-cut        no stream was cut by the store or by us
+cut        no answer was cut by the store or by us, or broken but by a kill
+invented   no client got more than the provider sent
+misreport  the usage a client was told is what the provider sent
 ========== ====================================================================
 
 ``lost`` and ``doubled`` hold for each key, and for each exchange whose own charge is
@@ -185,6 +186,18 @@ def violations(history: History) -> list[Violation]:
     ]
 
 
+def charged_ahead(history: History) -> list[int]:
+    """Of each stream of a killed gateway: tokens charged beyond what its client got."""
+    return [
+        one.charged - one.estimate - one.relayed
+        for one in history.exchanges
+        if one.charged is not None
+        and (one.end, one.stream) == (End.BROKEN, True)
+        and one.relayed
+        and not _is_near(one, history.losses)
+    ]
+
+
 def _sampled(history: History) -> Iterator[Violation]:
     windows = 1 + len(history.losses)
     for one in (*history.samples, *history.final.values()):
@@ -213,7 +226,7 @@ def _unsound(exchanges: Iterable[Exchange]) -> Iterator[Violation]:
             yield Violation("invented", one.id, text)
         if one.reported is not None and one.reported != one.prompt + one.sent:
             text = f"reported {one.reported}, sent {one.sent}"
-            yield Violation("misreported", one.id, text)
+            yield Violation("misreport", one.id, text)
 
 
 def _charged_each(history: History) -> Iterator[Violation]:
@@ -253,8 +266,9 @@ def _sum(exchanges: Iterable[Exchange], epoch: float | None) -> Charge:
 
 
 def _is_near(one: Exchange, losses: Iterable[float]) -> bool:
-    """Whether a loss may have taken part of its charge."""
-    return any(one.began <= loss <= one.ended + LATE_SECONDS for loss in losses)
+    """Whether a loss may have taken part of its charge, or brought another's late."""
+    since, until = one.began - LATE_SECONDS, one.ended + LATE_SECONDS
+    return any(since <= loss <= until for loss in losses)
 
 
 def _held(final: Mapping[str, Sample]) -> Iterator[Violation]:

@@ -73,7 +73,7 @@ class Rig:
             self.clock,
             on_settled=self.settled.append,
             on_swept=self.swept.append,
-            principals=lambda: ["team"],
+            principals=lambda: ["not seeded yet", "team"],
         )
 
     async def held(self, *names: str) -> list[Reservation]:

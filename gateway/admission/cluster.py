@@ -159,7 +159,7 @@ class ClusterStore:
         traceback: TracebackType | None,
     ) -> bool | None:
         self._tasks.cancel_scope.cancel()
-        return await self._tasks.__aexit__(exc_type, exc, traceback)
+        return await self._tasks.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102 - its tasks end when cancelled
 
     @property
     def masters(self) -> tuple[Store, ...]:

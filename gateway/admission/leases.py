@@ -189,3 +189,4 @@ class LeaseKeeper(Keeper):
                 # The next may be at another node; one just read may not be seeded.
                 except (StoreUnavailable, InvalidApiKey):
                     await checkpoint()
+            first = last

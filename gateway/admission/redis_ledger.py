@@ -124,7 +124,7 @@ class RedisLedger(Ledger):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        return await self._store.__aexit__(exc_type, exc, traceback)
+        return await self._store.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102 - its tasks end when cancelled
 
     @override
     async def reserve(self, hold: Hold) -> Grant:

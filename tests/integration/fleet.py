@@ -201,7 +201,7 @@ class Fleet:
             await self._stop()
             for gateway in self.gateways:
                 seen = gateway.exit_code, gateway.exceptions_logged
-                assert seen == (0, "")
+                assert seen == (0, ""), f"exit code {seen[0]}: {seen[1][:4000]}"
 
     @property
     def base_url(self) -> str:

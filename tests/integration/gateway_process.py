@@ -31,6 +31,7 @@ class GatewayProcess:
         base_url: Without ``/v1``.
         exit_code: Of its last process, 0 if that was killed; None if it did not leave
             when asked.
+        is_running: It has been started, and has not ended as far as is known.
         kills: How many of its processes were killed.
     """
 
@@ -50,7 +51,7 @@ class GatewayProcess:
         self.base_url = f"http://127.0.0.1:{port}"
         self.exit_code: int | None = None
         self.kills = 0
-        self._is_running = False
+        self.is_running = False
 
     @property
     def pid(self) -> int:
@@ -87,7 +88,7 @@ class GatewayProcess:
                 stderr=log,
                 start_new_session=True,
             )
-        self._is_running = True
+        self.is_running = True
 
     async def answers(self, path: str, client: httpx.AsyncClient) -> None:
         """Wait until a path is answered with success.
@@ -105,7 +106,7 @@ class GatewayProcess:
 
     async def stop(self) -> None:
         """Have it leave in order, however long it drains; it may be gone."""
-        if not self._is_running:
+        if not self.is_running:
             return
         self._process.terminate()
         with anyio.move_on_after(_LEAVE_SECONDS, shield=True):
@@ -124,12 +125,22 @@ class GatewayProcess:
 
     def hang_up(self) -> None:
         """Have it read its keys again."""
-        os.kill(self.pid, signal.SIGHUP)
+        self.signal(signal.SIGHUP)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    async def ended(self) -> int:
+        """Wait until it has left; its code is the caller's to judge."""
+        code = await self._end()
+        self.exit_code = 0
+        return code
 
     async def _end(self) -> int:
         code = await self._process.wait()
         await self._process.aclose()  # its watchdog waits for the end of the pipe
-        self._is_running = False
+        self.is_running = False
         return code
 
 

@@ -13,7 +13,6 @@ awaiting whole answer the prompt, as estimated     nobody knows what was generat
 ===================== ============================ ==============================
 """
 
-import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import anyio
 import pytest
 
 from gateway.demo.attempts import Attempt, End
+from tests.integration.fault_proxy import BlackHole
 from tests.integration.fleet import Fleet, Plan, eventually, running
 from tests.integration.raw_client import PROMPT_TOKENS, Leave, RawClient
 
@@ -171,24 +171,6 @@ async def test_leaving_while_connecting_charges_nothing(
         assert await fleet.used(key) == 0
     outcomes = await fleet.outcomes_since("black-hole", before)
     assert outcomes == {"client_disconnect": 1}
-
-
-class BlackHole:
-    """An address that neither accepts nor refuses: its queue of connections is full."""
-
-    def __enter__(self) -> "BlackHole":
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=0)
-        address = self._listener.getsockname()
-        self.url = "http://{}:{}/v1".format(*address)
-        self._queue = [socket.socket() for _ in range(4)]
-        for one in self._queue:
-            one.setblocking(False)
-            one.connect_ex(address)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for one in (*self._queue, self._listener):
-            one.close()
 
 
 async def end_of(attempt: Attempt) -> End | None:

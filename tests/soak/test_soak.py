@@ -70,11 +70,11 @@ async def test_books_agree_with_all_witnesses_after_a_soak(losing: bool) -> None
             chaos = Chaos(fleet, store, Random(chosen), losing)
             load = Load(fleet, chaos, redis, Random(chosen + 1), wanted)
             history = await soak(load)
-    found = violations(history)
-    report(history, chaos)
-    print(Counter(one.rule for one in found) or "no violation")
-    for one in found[:SHOWN]:
-        print(one)
+            found = violations(history)
+            report(history, chaos)
+            print(Counter(one.rule for one in found) or "no violation")
+            for one in found[:SHOWN]:
+                print(one)
     assert found == []
 
 

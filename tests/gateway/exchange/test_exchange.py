@@ -23,7 +23,9 @@ from gateway.exchange.client import Client
 from gateway.exchange.exchange import Bounds, Exchange, Exchanges
 from gateway.providers.provider import Call, Endpoint, Provider, Upstream
 from gateway.routing.attempt import Attempts
+from gateway.routing.breaker import BreakerRule
 from gateway.routing.router import Candidate, Router
+from gateway.routing.standing import Rules, Standing
 from gateway.telemetry.metrics import Metrics
 from streaming.deadlines import Deadlines
 from streaming.dialects.chat import ChatDialect
@@ -211,7 +213,9 @@ class Rig:
         estimator = Estimator(Tokenizer("words", words), 100, CapacityLimiter(1))
         return Exchanges(
             router=Router({"m": [Candidate(self.provider, "theirs")]}),
-            attempts=Attempts({}, metrics),
+            attempts=Attempts(
+                Standing(Rules({}, 0.2, BreakerRule()), metrics, self.clock)
+            ),
             estimators={"m": estimator},
             dialects={Endpoint.CHAT_COMPLETIONS: ChatDialect()},
             keeper=self._keeper,

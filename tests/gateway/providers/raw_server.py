@@ -88,6 +88,10 @@ class Peer:
         assert isinstance(self._stream, TLSStream)
         await self._stream.transport_stream.send(data)
 
+    async def close(self) -> None:
+        """Close at once."""
+        await anyio.aclose_forcefully(self._stream)
+
     async def reset(self) -> None:
         """Close with a RST."""
         raw = self._stream.extra(SocketAttribute.raw_socket)

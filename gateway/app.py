@@ -34,8 +34,9 @@ from gateway.auth.failures import FailedAuthLimiter
 from gateway.auth.keyring import Keyring, parse_keys
 from gateway.errors import Draining, StoreUnavailable
 from gateway.exchange.exchange import Bounds, Exchanges
+from gateway.providers.adapter import AdaptedProvider
 from gateway.providers.provider import Endpoint, Provider
-from gateway.providers.registry import BuiltProvider, ProviderConfig, build_provider
+from gateway.providers.registry import ProviderConfig, build_provider
 from gateway.providers.upstream import UpstreamClient
 from gateway.routing.attempt import Attempts
 from gateway.routing.breaker import BreakerRule
@@ -59,7 +60,7 @@ from streaming.dialects.chat import ChatDialect
 from streaming.dialects.completions import CompletionsDialect
 from streaming.dialects.embeddings import EmbeddingsDialect
 from streaming.errors import Fault
-from streaming.pump import Ticker
+from streaming.ticker import Ticker
 
 END_SECONDS = 3.0
 """How long the last exchanges may take to tell their clients and settle."""
@@ -296,7 +297,7 @@ class LedgerMetrics(Observer):
         self._metrics.redis_up.set(is_up)
 
 
-def _providers(settings: Settings) -> dict[str, BuiltProvider]:
+def _providers(settings: Settings) -> dict[str, AdaptedProvider]:
     return {
         one.name: build_provider(
             ProviderConfig(

@@ -3,5 +3,8 @@
 It knows frames, tokens and time. It does not know HTTP frameworks, Redis, vendors or
 the gateway around it. Imports inside point only downwards::
 
-    testing > pump > stages > stage > dialects | counter > sse > errors > outcome
+    testing > pump | ticker > life > stages > stage > dialects | counter
+        > sse | deadlines > errors > outcome
+
+Only pump, ticker and life know an event loop.
 """

@@ -4,11 +4,15 @@ Nothing here waits. An exchange says what it waits for and since when; a ticker 
 every live exchange a few times a second whether its time is up.
 """
 
+from collections.abc import Callable
 from enum import Enum
 
 import msgspec
 
 from streaming.errors import ClientStalled, Fault, UpstreamSilent, UpstreamTimeout
+
+type Clock = Callable[[], float]
+"""Monotonic seconds."""
 
 
 class Deadlines(msgspec.Struct, frozen=True):

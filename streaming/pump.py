@@ -1,145 +1,39 @@
 """The pump: from a provider's byte stream, through the stages, to the client.
 
-This is the only file of the package that awaits. One task carries a stream from end to
-end; awaiting ``client.send`` is the back-pressure, because nothing is read from the
-provider meanwhile::
+One task carries a stream from end to end; awaiting ``client.send`` is the
+back-pressure, because nothing is read from the provider meanwhile::
 
     provider ─ receive() ─► Framer ─► Dialect ─► stages ─► gate ─► send() ─► client
        ▲                                                             │
        └───────────── not read while the client has not taken ◄──────┘
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Protocol, Self, override
+from collections.abc import Sequence
+from typing import Protocol
 
 import anyio
 from anyio.abc import ByteReceiveStream, ObjectSendStream
 
-from streaming.deadlines import Pulse, Wait
+from streaming.deadlines import Clock, Wait
 from streaming.dialects.reading import Dialect
 from streaming.dialects.untyped import is_whole
 from streaming.errors import (
     ClientDisconnected,
-    ClientStalled,
-    Fault,
     UpstreamFault,
     UpstreamOverrun,
-    UpstreamSilent,
 )
+from streaming.life import Life
 from streaming.sse import Frame, Framer
 from streaming.stage import Batch, Event, Stage
 from streaming.stages.metering import Meter
 from streaming.stages.usage_view import UsageView
 from streaming.stages.verdict import Verdict
 
-type Clock = Callable[[], float]
-
-TICK_SECONDS = 0.1
+READ_BYTES = 16_384
+"""Taken at a time: a client that does not read makes one batch of it wait, as bytes, as
+frames and as what was read in them, which is several times as much."""
 LAST_WORDS_SECONDS = 1.0
 """After an error the provider may still report usage; this long it is listened to."""
-
-
-class Life(AbstractContextManager["Life"]):
-    """One exchange's life: what may end it, and the first thing that did.
-
-    Whatever ends an exchange from outside (its client left, its time ran out, the
-    gateway drains) calls ``end`` with the fault to blame. The block is cancelled and
-    swallows that cancellation: what follows the block reads ``cause``.
-
-    Args:
-        pulse: What the exchange waits for.
-
-    Attributes:
-        on_trial: The scope of a provider that has not begun its answer.
-    """
-
-    def __init__(self, pulse: Pulse) -> None:
-        self.pulse = pulse
-        self.cause: Fault | None = None
-        self.completed = False
-        self._scope = anyio.CancelScope()
-        self.on_trial: anyio.CancelScope | None = None
-
-    def blame(self, fault: Fault) -> None:
-        """This ended the exchange, unless something else did before.
-
-        Of a whole answer only its reader can still be a cause, by not taking the rest.
-        """
-        if self.cause is None and (
-            not self.completed or isinstance(fault, ClientStalled)
-        ):
-            self.cause = fault
-
-    def end(self, fault: Fault) -> None:
-        """End the block for this reason, unless there is one already.
-
-        A provider that is silent while it is on trial ends the trial alone.
-        """
-        if isinstance(fault, UpstreamSilent) and self.on_trial is not None:
-            self.on_trial.cancel()
-            return
-        self.blame(fault)
-        self._scope.cancel()
-
-    def trial(self) -> "Trial":
-        """A block in which a provider may begin its answer, or be left for another."""
-        return Trial(self)
-
-    def complete(self) -> None:
-        """The answer is whole and has been handed over, whatever happens meanwhile."""
-        self.completed = True
-        self.cause = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the exchange was told to end."""
-        return self.cause is not None
-
-    @override
-    def __enter__(self) -> Self:
-        self._scope.__enter__()
-        return self
-
-    @override
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        return self._scope.__exit__(exc_type, exc, traceback)
-
-
-class Trial(AbstractContextManager[None]):
-    """A provider's chance to begin its answer.
-
-    Raises:
-        UpstreamSilent: On leaving, when it did not in time.
-    """
-
-    def __init__(self, life: Life) -> None:
-        self._life = life
-        self._scope = anyio.CancelScope()
-
-    @override
-    def __enter__(self) -> None:
-        self._scope.__enter__()
-        self._life.on_trial = self._scope
-
-    @override
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        self._life.on_trial = None
-        swallowed = self._scope.__exit__(exc_type, exc, traceback)
-        if self._scope.cancelled_caught:
-            raise UpstreamSilent
-        return swallowed
 
 
 class Gate(Protocol):
@@ -210,7 +104,7 @@ class Pump:
             if life.ended:  # while a batch was sent: the next need not be parsed
                 raise ClientDisconnected
             try:
-                data = await upstream.receive()
+                data = await upstream.receive(READ_BYTES)
             except (anyio.EndOfStream, UpstreamFault) as end:
                 batch = self._last_batch(clock())
                 await self._deliver(batch, client, life, gate, clock)
@@ -305,73 +199,3 @@ class Pump:
                 except (anyio.EndOfStream, UpstreamFault):
                     return
                 self.account_for(data)
-
-
-class Watched(Protocol):
-    """A client, as far as a ticker needs to know."""
-
-    def beat(self) -> None:
-        """Send a heartbeat, if one may be sent now."""
-
-    def unsent_bytes(self) -> int:
-        """What of the answer has not left this process."""
-
-
-class Ticker:
-    """Looks at all live exchanges a few times a second.
-
-    One loop for the process: a timer per stream and token would cost more than the
-    relay itself. A deadline is met at most ``TICK_SECONDS`` late, never early.
-
-    Attributes:
-        lag_seconds: How late the event loop ran the last tick.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.lag_seconds = 0.0
-        self._lives: dict[Life, Watched] = {}
-        self._emptied = anyio.Event()
-
-    def watch(self, life: Life, client: Watched) -> None:
-        """Keep an eye on this exchange."""
-        self._lives[life] = client
-
-    def forget(self, life: Life) -> None:
-        """The exchange is over."""
-        self._lives.pop(life, None)
-        if not self._lives:
-            self._emptied.set()
-
-    async def idle(self) -> None:
-        """Wait until no exchange is live."""
-        while self._lives:
-            self._emptied = anyio.Event()
-            await self._emptied.wait()
-
-    @property
-    def lives(self) -> Sequence[Life]:
-        """All live exchanges."""
-        return tuple(self._lives)
-
-    def tick(self) -> None:
-        """End what is overdue, and let the silent ones beat."""
-        now = self._clock()
-        for life, client in tuple(self._lives.items()):
-            if life.ended:
-                continue
-            if life.pulse.waits_for is Wait.CLIENT:
-                life.pulse.note_unsent(client.unsent_bytes(), now)
-            if (fault := life.pulse.overdue(now)) is not None:
-                life.end(fault)
-            elif life.pulse.heartbeat_due(now):
-                life.pulse.client_fed_at = now
-                client.beat()
-
-    async def run(self) -> None:
-        """Tick until cancelled."""
-        while True:
-            due = self._clock() + TICK_SECONDS
-            await anyio.sleep(TICK_SECONDS)
-            self.lag_seconds = max(0.0, self._clock() - due)
-            self.tick()

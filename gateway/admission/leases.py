@@ -29,7 +29,8 @@ from gateway.admission.ledger import (
 )
 from gateway.admission.reservation import Keeper, Reservation
 from gateway.errors import InvalidApiKey, StoreUnavailable
-from streaming.pump import Clock, Life
+from streaming.deadlines import Clock
+from streaming.life import Life
 
 HEARTBEAT_SECONDS = 1.0
 SWEEP_SECONDS = 0.8

@@ -275,5 +275,5 @@ class Ledger(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Ask the store for a sign of life."""
+        """Ask the store whether it can hold tokens."""
         ...

@@ -5,8 +5,14 @@ has been relayed. Should this process die, a sweep charges that number::
 
     relayed ≤ allowed ≤ relayed + A        A = max(64, what 0.2 s of this stream bring)
 
+Three marks on the way, in completion tokens; a stream runs from left to right::
+
+    0 ─────── relayed ──────── quiet_to ─────── allowed ──────── asked
+                               ask for more     wait here        in the next renewal
+
 When three quarters of the allowance are used, a renewal goes out of turn; the relay
-waits only if its answer is not there when the last quarter is used up, too.
+waits only if its answer is not there when the last quarter is used up, too. Before the
+ledger has confirmed the dispatch mark, ``allowed`` is -1: nothing passes.
 """
 
 from __future__ import annotations
@@ -34,7 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from streaming.pump import Clock, Life
+    from streaming.deadlines import Clock
+    from streaming.life import Life
 
 LEAST_ALLOWANCE = 64
 PACE_SECONDS = 0.2
@@ -140,6 +147,7 @@ class Reservation(Gate):
 
     async def hold(self, hold: Hold) -> Grant:
         """Reserve; whatever ``Ledger.reserve`` raises means that nothing is held."""
+        # Until there is a real one: enough to release by id a call that was cancelled.
         self._grant = Grant(
             hold, epoch="", day="", month="", requests=None, tokens=None
         )
@@ -210,7 +218,10 @@ class Reservation(Gate):
             self._move(max(self._allowed, renewal.allowed))
 
     def store_lost(self) -> None:
-        """The ledger does not answer: go on to what is reserved, and no further."""
+        """The ledger does not answer: go on to what is reserved.
+
+        Beyond that the stream is cut, where our count leaves no doubt.
+        """
         if not self.dispatched:
             return
         # Our own count is of another tokenizer than the model's, hence twice.

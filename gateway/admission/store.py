@@ -22,6 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
+from gateway.admission.books import PREFIX
 from gateway.admission.scripts import Part, command
 from gateway.errors import StoreUnavailable
 
@@ -42,6 +43,9 @@ SECOND_LOOK_SECONDS = 0.05
 
 type Reply = Any
 """Bytes, an int, None, or a list of these: as redis-py reads RESP2."""
+
+_WRITABLE = f"{PREFIX}writable"
+_WRITABLE_MS = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -173,12 +177,12 @@ class Store:
         return (self,)
 
     async def ping(self) -> None:
-        """Ask for a sign of life.
+        """Write something small: a store that only answers can hold no tokens.
 
         Raises:
-            StoreUnavailable: There is none.
+            StoreUnavailable: There is no answer, no memory, or nothing may be written.
         """
-        await self.call("PING")
+        await self.call("SET", _WRITABLE, 1, "PX", _WRITABLE_MS)
 
     def send(
         self, encoded: bytes, _principal: str = ""

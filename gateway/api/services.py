@@ -11,7 +11,7 @@ from gateway.auth.keyring import Keyring
 from gateway.exchange.exchange import Exchanges
 from gateway.settings.schema import Settings
 from gateway.telemetry.metrics import Metrics
-from streaming.pump import Clock
+from streaming.deadlines import Clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class Answer(ABC):
     generation: Generation
     settings: SimulatorSettings
     tokens: int
-    finish: Literal["stop", "length", "abort"]
+    finish: Literal["stop", "length", "abort", "error"]
 
     @property
     @abstractmethod
@@ -209,7 +209,8 @@ class StreamedAnswer(Answer):
         prompt = "" if chat else ',"prompt_token_ids":null'
         return (
             f'{self._prefix}{{"index":{choice},{said},"logprobs":null,'
-            f'"finish_reason":{reason}{stop}{prompt},"token_ids":null}}]'
+            f'"finish_reason":{reason}{stop}{prompt},"token_ids":null'
+            f"{self._usage_at_choice(ends=ends)}}}]"
             f"{self._running_usage(choice, made)}{self._closing(ends=ends)}}}\n\n"
         ).encode()
 
@@ -228,10 +229,15 @@ class StreamedAnswer(Answer):
         """What the event with the finish_reason has after its choices."""
         if not ends or self.generation.usage in {Usage.AT_END, Usage.CONTINUOUS}:
             return ""
-        if self.generation.usage is Usage.NOWHERE:
+        if self.generation.usage in {Usage.NOWHERE, Usage.AT_CHOICE}:
             return f',"system_fingerprint":"{_FINGERPRINT}"'
         usage = msgspec.json.encode(self.final_usage()).decode()
         return f',"system_fingerprint":"","usage":{usage}'
+
+    def _usage_at_choice(self, *, ends: bool) -> str:
+        if not ends or self.generation.usage is not Usage.AT_CHOICE:
+            return ""
+        return f',"usage":{msgspec.json.encode(self.final_usage()).decode()}'
 
     def _usage_event(self) -> bytes:
         cached = {"cached_tokens": 0}

@@ -1,8 +1,8 @@
 """How each fault is done, as the steps of an answer.
 
 To add one: a member of ``Fault``, a function from an answer to its steps, and a row in
-``BEHAVIOURS``. "Mid-stream" is after ``fault_after_tokens`` tokens of a stream, and
-after half of a JSON body.
+``BEHAVIOURS``; what is odd about the frames alone is in ``framings``. "Mid-stream" is
+after ``fault_after_tokens`` tokens of a stream, and after half of a JSON body.
 """
 
 import gzip as gzip_format
@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
-from typing import Final
+from itertools import takewhile
+from typing import Final, Literal
 
 from gateway.demo import wire
 from gateway.demo.answers import Answer, Kind
+from gateway.demo.framings import ODD_FRAMINGS
 from gateway.demo.generation import Usage, error_envelope
 from gateway.demo.scenario import Fault
 from gateway.demo.wire import Ending, Step, Write
@@ -33,6 +35,8 @@ _JUNK: Final = (
     b"<b>hello</b>",
 )
 _BLOCK_BYTES: Final = 65_536
+_AFTER_FINISH: Final = frozenset({Kind.USAGE, Kind.DONE})
+_SITE_IS_OVERLOADED: Final = 529
 
 
 def _reset_before_headers(_: Answer) -> Iterator[Step]:
@@ -43,9 +47,24 @@ def _hang_before_headers(_: Answer) -> Iterator[Step]:
     yield Ending.HANG
 
 
+def _not_http(_: Answer) -> Iterator[Step]:
+    yield Write(0.0, b"SSH-2.0-OpenSSH_9.9\r\n")
+    yield Ending.HANG
+
+
 def _hang_before_first(answer: Answer) -> Iterator[Step]:
     yield _head(answer)
     yield Ending.HANG
+
+
+def _reset_before_first(answer: Answer) -> Iterator[Step]:
+    yield _head(answer)
+    yield Ending.RESET
+
+
+def _empty(answer: Answer) -> Iterator[Step]:
+    yield _head(answer)
+    yield from _clean_end()
 
 
 def _hang_mid_stream(answer: Answer) -> Iterator[Step]:
@@ -63,6 +82,19 @@ def _reset_mid_stream(answer: Answer) -> Iterator[Step]:
 def _truncate(answer: Answer) -> Iterator[Step]:
     yield from _opening(answer)
     yield from _clean_end()
+
+
+def _half_event(answer: Answer) -> Iterator[Step]:
+    yield from _opening(answer)
+    event = answer.next_part().payload
+    yield Write(0.0, wire.chunk(event[: len(event) // 2]))
+    yield from _clean_end()
+
+
+def _broken_chunk(answer: Answer) -> Iterator[Step]:
+    yield from _opening(answer)
+    yield Write(0.0, b"no size\r\n")
+    yield Ending.HANG
 
 
 def _error_first(answer: Answer) -> Iterator[Step]:
@@ -85,9 +117,21 @@ def _error_mid_stream(answer: Answer) -> Iterator[Step]:
     yield from _done()
 
 
-def _abort(answer: Answer) -> Iterator[Step]:
+def _error_string(answer: Answer) -> Iterator[Step]:
+    error = json.dumps({"error": _ENGINE_DIED}).encode()
+    if not answer.generation.stream:
+        yield from _response(answer, body=error)
+        return
+    yield from _opening(answer)
+    yield Write(0.0, wire.chunk(b"data: %b\n\n" % error))
+    yield from _done()
+
+
+def _finish_badly(
+    answer: Answer, *, reason: Literal["abort", "error"]
+) -> Iterator[Step]:
     tokens = min(answer.tokens, answer.settings.fault_after_tokens)
-    return replace(answer, tokens=tokens, finish="abort").steps()
+    return replace(answer, tokens=tokens, finish=reason).steps()
 
 
 def _garbage(answer: Answer) -> Iterator[Step]:
@@ -119,6 +163,19 @@ def _done_then_open(answer: Answer) -> Iterator[Step]:
     yield _head(answer)
     yield from answer.framed(answer.parts())
     yield Ending.HANG
+
+
+def _finish_then(answer: Answer, *, ending: Ending) -> Iterator[Step]:
+    yield _head(answer)
+    parts = takewhile(lambda part: part.kind not in _AFTER_FINISH, answer.parts())
+    yield from answer.framed(parts)
+    yield ending
+
+
+def _without_type(answer: Answer) -> Iterator[Step]:
+    yield Write(answer.head_due, wire.chunked_head("", answer.generation.request_id))
+    yield from answer.framed(answer.parts())
+    yield from _clean_end()
 
 
 def _with_usage(answer: Answer, *, usage: Usage) -> Iterator[Step]:
@@ -160,7 +217,7 @@ def _gzip(answer: Answer) -> Iterator[Step]:
 def _response(
     answer: Answer,
     *,
-    status: HTTPStatus = HTTPStatus.OK,
+    status: int = HTTPStatus.OK,
     content_type: str = wire.JSON,
     body: bytes = b"",
     fields: tuple[str, ...] = (),
@@ -220,14 +277,24 @@ def _bytewise(data: bytes) -> Iterator[tuple[bool, bytes]]:
 BEHAVIOURS: Final[Mapping[Fault, Behaviour]] = {
     Fault.RESET_BEFORE_HEADERS: _reset_before_headers,
     Fault.HANG_BEFORE_HEADERS: _hang_before_headers,
+    Fault.NOT_HTTP: _not_http,
     Fault.HANG_BEFORE_FIRST: _hang_before_first,
+    Fault.RESET_BEFORE_FIRST: _reset_before_first,
+    Fault.EMPTY: _empty,
     Fault.HANG_MID_STREAM: _hang_mid_stream,
     Fault.RESET_MID_STREAM: _reset_mid_stream,
     Fault.TRUNCATE: _truncate,
+    Fault.HALF_EVENT: _half_event,
+    Fault.BROKEN_CHUNK: _broken_chunk,
     Fault.CLOSE_ON_REUSE: _close_on_reuse,
     Fault.ERROR_FIRST: _error_first,
     Fault.ERROR_MID_STREAM: _error_mid_stream,
-    Fault.ABORT: _abort,
+    Fault.ERROR_STRING: _error_string,
+    Fault.ABORT: partial(_finish_badly, reason="abort"),
+    Fault.FINISH_ERROR: partial(_finish_badly, reason="error"),
+    Fault.STATUS_400_DETAIL: partial(
+        _response, status=HTTPStatus.BAD_REQUEST, body=b'{"detail":"n is too large"}'
+    ),
     Fault.STATUS_401: partial(
         _response, status=HTTPStatus.UNAUTHORIZED, body=b'{"error":"Unauthorized"}'
     ),
@@ -248,6 +315,9 @@ BEHAVIOURS: Final[Mapping[Fault, Behaviour]] = {
         status=HTTPStatus.SERVICE_UNAVAILABLE,
         message="The model is sleeping.",
     ),
+    Fault.STATUS_529: partial(
+        _response, status=_SITE_IS_OVERLOADED, fields=("retry-after: 7",)
+    ),
     Fault.REDIRECT_307: partial(
         _response,
         status=HTTPStatus.TEMPORARY_REDIRECT,
@@ -262,14 +332,20 @@ BEHAVIOURS: Final[Mapping[Fault, Behaviour]] = {
         message=_ENGINE_DIED,
         sent_as=HTTPStatus.OK,
     ),
+    Fault.HALF_JSON_200: partial(_response, body=b'{"choices":[{"index":0,"mess'),
+    Fault.NO_CONTENT_TYPE: _without_type,
     Fault.GZIP: _gzip,
     Fault.GARBAGE: _garbage,
     Fault.BIG_EVENT: _big_event,
     Fault.NO_DONE: _no_done,
     Fault.DONE_THEN_OPEN: _done_then_open,
+    Fault.FINISH_THEN_SILENCE: partial(_finish_then, ending=Ending.HANG),
+    Fault.FINISH_THEN_RESET: partial(_finish_then, ending=Ending.RESET),
     Fault.USAGE_ON_FINISH: partial(_with_usage, usage=Usage.ON_FINISH),
+    Fault.USAGE_AT_CHOICE: partial(_with_usage, usage=Usage.AT_CHOICE),
     Fault.NO_USAGE: partial(_with_usage, usage=Usage.NOWHERE),
     Fault.SLOW_DRIP: _slow_drip,
+    **ODD_FRAMINGS,
 }
 
 

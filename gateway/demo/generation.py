@@ -33,6 +33,8 @@ class Usage(Enum):
     """In every event, and then in one of its own."""
     ON_FINISH = auto()
     """In the event that has the finish_reason, as transformers does it."""
+    AT_CHOICE = auto()
+    """The same, inside the choice."""
 
 
 class Refused(Exception):

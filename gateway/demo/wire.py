@@ -40,13 +40,17 @@ class Ending(Enum):
 type Step = Write | Ending
 
 
-def head(status: HTTPStatus, content_type: str, request_id: str, *fields: str) -> bytes:
-    """Status line and header; ``fields`` are whole lines, the framing among them."""
+def head(status: int, content_type: str, request_id: str, *fields: str) -> bytes:
+    """Status line and header; ``fields`` are whole lines, the framing among them.
+
+    A status that is in no standard has no phrase; an empty content type is none.
+    """
+    known = {one.value: one.phrase for one in HTTPStatus}
     lines = (
-        f"HTTP/1.1 {status.value} {status.phrase}",
+        f"HTTP/1.1 {int(status)} {known.get(status, '')}",
         f"date: {formatdate(usegmt=True)}",
         "server: sluice-simulator",
-        f"content-type: {content_type}",
+        *([f"content-type: {content_type}"] if content_type else ()),
         f"x-request-id: {request_id}",
         *fields,
         "\r\n",
@@ -65,7 +69,7 @@ def chunk(payload: bytes) -> bytes:
 
 
 def whole(
-    status: HTTPStatus, content_type: str, request_id: str, body: bytes, *fields: str
+    status: int, content_type: str, request_id: str, body: bytes, *fields: str
 ) -> bytes:
     """A response with its body."""
     length = f"content-length: {len(body)}"

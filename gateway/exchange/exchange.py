@@ -33,7 +33,7 @@ from gateway.routing.attempt import Attempt, Attempts
 from gateway.routing.refusal import redact
 from gateway.routing.router import Candidate, Router
 from gateway.telemetry.metrics import Ended, Metrics
-from streaming.deadlines import Deadlines, Pulse, Wait
+from streaming.deadlines import Clock, Deadlines, Pulse, Wait
 from streaming.dialects.reading import Dialect
 from streaming.errors import (
     ClientDisconnected,
@@ -45,12 +45,14 @@ from streaming.errors import (
     UpstreamReported,
     UpstreamTimeout,
 )
+from streaming.life import Life
 from streaming.outcome import Outcome
-from streaming.pump import Clock, Life, Pump, Ticker
+from streaming.pump import Pump
 from streaming.sse import Framer
 from streaming.stages.metering import Meter
 from streaming.stages.usage_view import UsageView
 from streaming.stages.verdict import Verdict
+from streaming.ticker import Ticker
 
 _log = logging.getLogger(__name__)
 

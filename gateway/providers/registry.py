@@ -1,18 +1,13 @@
 """The adapters, by the names that configuration gives them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from gateway.providers.openai import OpenAIProvider
-from gateway.providers.provider import Provider
+from gateway.providers.adapter import AdaptedProvider
+from gateway.providers.openai import OPENAI
 from gateway.providers.upstream import UpstreamClient
-from gateway.providers.vllm import VllmProvider
+from gateway.providers.vllm import VLLM
 
-_ADAPTERS: dict[str, Callable[[UpstreamClient, str], "BuiltProvider"]] = {
-    "openai": OpenAIProvider,
-    "vllm": VllmProvider,
-}
+_ADAPTERS = {"openai": OPENAI, "vllm": VLLM}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +31,7 @@ class ProviderConfig:
     buffer_bytes: int
 
 
-class BuiltProvider(Provider, Protocol):
-    """A provider, and the client that its builder probes it with and closes."""
-
-    client: UpstreamClient
-
-
-def build_provider(config: ProviderConfig) -> BuiltProvider:
+def build_provider(config: ProviderConfig) -> AdaptedProvider:
     """Make a provider; nothing is opened before its first call.
 
     Raises:
@@ -55,4 +44,4 @@ def build_provider(config: ProviderConfig) -> BuiltProvider:
         connect_seconds=config.connect_seconds,
         buffer_bytes=config.buffer_bytes,
     )
-    return _ADAPTERS[config.adapter](client, config.name)
+    return AdaptedProvider(client, config.name, _ADAPTERS[config.adapter])

@@ -20,7 +20,7 @@ from gateway.routing.router import Candidate
 from gateway.routing.standing import Standing
 from gateway.telemetry.metrics import AttemptResult
 from streaming.errors import Fault, UpstreamFault, UpstreamSilent, UpstreamTimeout
-from streaming.pump import Life
+from streaming.life import Life
 
 _ERROR = 400
 _ERROR_BODY_SECONDS = 2.0

@@ -8,8 +8,8 @@ from gateway.errors import NoHealthyProvider, Overloaded
 from gateway.routing.breaker import Breaker, BreakerRule
 from gateway.routing.router import Candidate
 from gateway.telemetry.metrics import AttemptResult, Metrics
+from streaming.deadlines import Clock
 from streaming.errors import Fault
-from streaming.pump import Clock
 
 EXTRA_ATTEMPTS = 3
 """Attempts after the first that are always allowed at a time."""

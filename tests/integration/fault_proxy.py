@@ -27,8 +27,8 @@ class FaultProxy:
 
     Attributes:
         delay_seconds: Each piece of a reply waits for so long.
-        cut_after_bytes: A connection ends when it has passed so many bytes of replies
-            since this was set; None: never.
+        cut_after_bytes: After so many more bytes of replies a connection ends, one and
+            no other; None: none does.
         resets: It ends with RST instead of FIN.
         drops_replies: What the target answers is lost, and the connection with it.
         accepted: Connections so far.
@@ -127,6 +127,7 @@ class FaultProxy:
         if data:
             await client.send(data)
         if self.drops_replies or self.cut_after_bytes == 0:
+            self.cut_after_bytes = None
             await self._end(client)
             raise anyio.EndOfStream
 

@@ -90,6 +90,7 @@ class Plan:
         server, streaming: Sections of the configuration.
         providers: More of them, by name: base URLs. The model of that name is their
             only one, here and there.
+        max_concurrency: Of each of these providers.
         extra: More of the configuration, section by section; lists are added to.
         tokenizer: Of every model.
         command: Runs the gateway's command line.
@@ -105,6 +106,7 @@ class Plan:
     server: Mapping[str, object] = field(default_factory=dict)
     streaming: Mapping[str, object] = field(default_factory=dict)
     providers: Mapping[str, str] = field(default_factory=dict)
+    max_concurrency: int = 256
     extra: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str = "o200k_base"
     command: Sequence[str] = (str(GATEWAY),)
@@ -122,7 +124,12 @@ class Plan:
             "streaming": dict(self.streaming),
             "keys": {"file": KEYS_FILE} if self.keys_file else {"env": "GATEWAY_KEYS"},
             "providers": [
-                {"name": name, "adapter": "vllm", "base_url": url}
+                {
+                    "name": name,
+                    "adapter": "vllm",
+                    "base_url": url,
+                    "max_concurrency": self.max_concurrency,
+                }
                 for name, url in urls.items()
             ],
             "models": [

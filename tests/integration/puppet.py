@@ -103,6 +103,10 @@ class Turn:
         await self._peer.closed()
         self.over.set()
 
+    async def comment(self) -> None:
+        """Send a comment: a sign of life, and nothing else."""
+        await self.send(b": still here\n\n")
+
     async def tell(self, event: Mapping[str, object]) -> None:
         """Send an event."""
         await self.send(b"data: %b\n\n" % json.dumps(event).encode())

@@ -80,6 +80,18 @@ def test_upgrade_is_answered_as_if_it_had_not_been_asked_for(fleet: Fleet) -> No
         assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
 
+def test_request_that_comes_too_early_is_not_served_and_the_connection_closes(
+    fleet: Fleet,
+) -> None:
+    with socket.create_connection(address(fleet), timeout=5) as client:
+        client.sendall((GET + b"host: a\r\n\r\n") * 2)
+        received = b""
+        while part := client.recv(65_536):
+            received += part
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.count(b"HTTP/1.1") == 1
+
+
 def test_request_that_comes_too_slowly_is_told_so_and_silence_is_cut(
     fleet: Fleet,
 ) -> None:

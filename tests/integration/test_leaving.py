@@ -150,6 +150,21 @@ async def test_leaving_reaches_the_provider_and_is_settled(
     assert (fleet.provider.open_connections, fleet.provider.in_flight) == (0, 0)
 
 
+async def test_leaving_is_seen_though_one_more_request_was_sent(fleet: Fleet) -> None:
+    async with RawClient(fleet, fleet.new_key(), uuid4().hex) as client:
+        await client.ask("steady", max_tokens=CAP)
+        await client.read_until(b"river")
+        await client.ask("steady", max_tokens=CAP)
+        await client.read()
+        attempt = await fleet.attempt(client.request_id)
+        left_at = monotonic_ns()
+        await client.leave(Leave.FIN)
+        await eventually(lambda: end_of(attempt), lambda end: end is not None)
+    assert attempt.end is End.CLIENT_CLOSED
+    assert attempt.ended is not None
+    assert attempt.ended.monotonic_ns - left_at < CLOSE_SECONDS * 1e9
+
+
 @pytest.mark.parametrize("how", Leave)
 @pytest.mark.parametrize("stream", [True, False])
 async def test_leaving_while_connecting_charges_nothing(

@@ -17,12 +17,14 @@ from streaming.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
-from streaming.pump import Life, Pump, Ticker
+from streaming.life import Life
+from streaming.pump import Pump
 from streaming.sse import Framer
 from streaming.stages.metering import Meter
 from streaming.stages.usage_view import UsageView, UsageWish
 from streaming.stages.verdict import Verdict
 from streaming.testing import ManualClock, OpenGate, RecordingSink, ScriptedSource
+from streaming.ticker import Ticker
 
 pytestmark = pytest.mark.anyio
 

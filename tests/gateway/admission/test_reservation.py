@@ -27,7 +27,7 @@ from gateway.admission.reservation import (
 from gateway.auth.principal import Limits, Principal
 from gateway.errors import InvalidApiKey, QuotaExhausted, StoreUnavailable
 from streaming.deadlines import Deadlines, Pulse
-from streaming.pump import Life
+from streaming.life import Life
 from streaming.testing import ManualClock
 from tests.contract.model_ledger import Books, ModelLedger
 

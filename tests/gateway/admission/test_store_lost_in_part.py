@@ -21,7 +21,7 @@ from gateway.admission.reservation import LEAST_ALLOWANCE, Reservation
 from gateway.auth.principal import Principal
 from gateway.errors import StoreUnavailable
 from streaming.deadlines import Deadlines, Pulse
-from streaming.pump import Life
+from streaming.life import Life
 from streaming.testing import ManualClock
 from tests.contract.model_ledger import Books, ModelLedger
 

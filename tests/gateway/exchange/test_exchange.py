@@ -17,7 +17,7 @@ from gateway.admission.estimate import Estimator
 from gateway.admission.leases import LeaseKeeper
 from gateway.admission.tokenizer import Tokenizer
 from gateway.auth.principal import Principal
-from gateway.errors import UpstreamUnreachable
+from gateway.errors import Draining, UpstreamUnreachable
 from gateway.exchange.ask import Ask
 from gateway.exchange.client import Client
 from gateway.exchange.exchange import Bounds, Exchange, Exchanges
@@ -37,10 +37,10 @@ from streaming.errors import (
     UpstreamTruncated,
 )
 from streaming.outcome import Outcome
-from streaming.pump import Ticker
 from streaming.stage import Batch
 from streaming.stages.usage_view import UsageWish
 from streaming.testing import ManualClock, RecordingSink
+from streaming.ticker import Ticker
 from tests.contract.model_ledger import Books, ModelLedger
 
 pytestmark = pytest.mark.anyio
@@ -49,6 +49,7 @@ BODY: Mapping[str, object] = {"messages": [{"role": "user", "content": "a b"}]}
 PROMPT = 9
 """Of that, where a word is a token: a message is 3, 1 and 2, and the reply 3."""
 WORD = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
+FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 ERROR = b'data: {"error":{"message":"no","code":500}}\n\n'
 DONE = b"data: [DONE]\n\n"
 EVENTS = {"content-type": "text/event-stream"}
@@ -111,6 +112,8 @@ class RecordingClient(Client, RecordingSink):
     """A client that keeps what it is told; it takes while ``takes`` is set.
 
     Attributes:
+        ends: Set: it takes the end of a stream.
+        on_end: Called when it has taken it.
         told: The faults it was told of.
         ended: Its stream was ended properly.
         aborted: Its connection was cut.
@@ -118,6 +121,9 @@ class RecordingClient(Client, RecordingSink):
 
     def __init__(self) -> None:
         super().__init__()
+        self.ends = anyio.Event()
+        self.ends.set()
+        self.on_end: Callable[[], None] = lambda: None
         self.told: list[Fault] = []
         self.ended = False
         self.aborted = False
@@ -148,7 +154,9 @@ class RecordingClient(Client, RecordingSink):
 
     @override
     async def aclose(self) -> None:
+        await self.ends.wait()
         self.ended = True
+        self.on_end()
 
     @override
     def abort(self) -> None:
@@ -198,6 +206,10 @@ class Rig:
 
     def stall(self) -> None:
         self.shared.end_all(ClientStalled())
+
+    def drain(self) -> None:
+        self.shared.end_all(Draining())
+        self.client.takes.set()
 
     @property
     def outcomes(self) -> Mapping[Outcome, int]:
@@ -310,6 +322,45 @@ async def test_client_is_cut_off_when_it_has_stalled() -> None:
     assert (rig.client.aborted, rig.client.told) == (True, [])
     assert rig.charged == PROMPT + 2
     assert rig.outcomes == {Outcome.CLIENT_STALLED: 1}
+
+
+async def test_client_is_cut_off_when_it_does_not_take_the_end() -> None:
+    rig = Rig(events(WORD, DONE))
+    rig.client.ends = anyio.Event()
+    await rig.run(Rig.stall)
+    assert rig.client.wire == WORD + DONE
+    assert (rig.client.aborted, rig.client.ended) == (True, False)
+    assert (rig.charged, rig.outcomes) == (PROMPT + 1, {Outcome.CLIENT_STALLED: 1})
+
+
+async def test_client_gets_whole_events_first_when_it_is_told_while_blocked() -> None:
+    rig = Rig(events(WORD, WORD))
+    rig.client.takes = anyio.Event()
+    await rig.run(Rig.drain)
+    assert rig.client.wire == WORD
+    assert [type(fault) for fault in rig.client.told] == [Draining]
+    assert (rig.charged, rig.outcomes) == (PROMPT + 2, {Outcome.DRAINED: 1})
+
+
+async def test_stream_is_complete_when_its_end_was_there_before_the_drain() -> None:
+    rig = Rig(events(WORD + DONE))
+    rig.client.takes = anyio.Event()
+    await rig.run(Rig.drain)
+    assert rig.client.wire == WORD + DONE
+    assert (rig.client.ended, rig.client.told) == (True, [])
+    assert (rig.charged, rig.outcomes) == (PROMPT + 1, {Outcome.COMPLETED: 1})
+
+
+async def test_leaving_is_no_news_after_a_finish_and_silence() -> None:
+    rig = Rig(events(WORD, FINISH))
+
+    def time_out_and_leave(rig: Rig) -> None:
+        rig.shared.end_all(UpstreamTimeout())
+        rig.client.on_end = rig.leave
+
+    await rig.run(time_out_and_leave)
+    assert rig.client.wire == WORD + FINISH
+    assert rig.outcomes == {Outcome.COMPLETED: 1}
 
 
 @pytest.mark.parametrize("stream", [True, False])

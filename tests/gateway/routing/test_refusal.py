@@ -99,7 +99,14 @@ def test_message_is_found_in_any_shape(body: bytes, message: str) -> None:
 @pytest.mark.parametrize("status", [400, 429, 503])
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("7", 7.0), ("0", 0.0), ("", None), ("-1", None), ("Mon, 23 Nov", None)],
+    [
+        ("7", 7.0),
+        ("0", 0.0),
+        ("", None),
+        ("-1", None),
+        ("Mon, 23 Nov", None),
+        ("9" * 400, None),
+    ],
 )
 def test_retry_after_is_kept_when_it_is_a_number(
     status: int, value: str, seconds: float | None

@@ -24,9 +24,10 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 COMMAND = re.compile(r"(?:`|\$ |uv run )gateway ((?:keys )?[a-z]+)([^\n`]*)")
-REGISTRIES = re.compile(
-    r"pypi[.]org|pythonhosted[.]org|npmjs[.]|crates[.]io|proxy[.]golang|huggingface[.]co"
-)
+LOCK = (ROOT / "uv.lock").read_text("utf-8")
+# Whatever hosts the lock file names; nothing else may.
+HOSTS = sorted(set(re.findall(r"https://([^/\"]+)/", LOCK)))
+REGISTRIES = re.compile("|".join(map(re.escape, HOSTS)))
 OUR_PATHS = re.compile(r"(?<![\w.])/(?:work|tmp/w|root(?!/[.]cache))/")
 
 type Fences = dict[str, list[str]]

@@ -33,6 +33,7 @@ from gateway.api.services import Services
 from gateway.auth.failures import FailedAuthLimiter
 from gateway.auth.keyring import Keyring, parse_keys
 from gateway.errors import Draining, StoreUnavailable
+from gateway.exchange.capacity import Capacity, exchanges_within, file_limit
 from gateway.exchange.exchange import Bounds, Exchanges
 from gateway.providers.adapter import AdaptedProvider
 from gateway.providers.provider import Endpoint, Provider
@@ -232,6 +233,10 @@ class Application:
             ticker=self._ticker,
             metrics=self._metrics,
             bounds=_bounds(settings),
+            capacity=Capacity(
+                min(settings.server.max_exchanges, exchanges_within(file_limit())),
+                settings.server.max_lag_seconds,
+            ),
             clock=monotonic,
         )
 

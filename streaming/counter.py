@@ -33,7 +33,8 @@ SETTLE_CHARACTERS = 512
 """How much text is gathered before it is encoded."""
 
 LONGEST_RUN = 16_128
-"""Characters without a safe cut after which the counter cuts all the same."""
+"""Characters without a safe cut after which the counter cuts all the same. It is also
+the longest slice that is encoded at a time."""
 
 _LETTER = r"A-Za-z\u4e00-\u9fff\u3041-\u3096\u30a1-\u30fa\uac00-\ud7a3"
 _PUNCTUATION_EXCEPT_APOSTROPHE = r"!-&(-/:-@\[-`{-~"
@@ -94,6 +95,7 @@ class IncrementalCounter:
         "_encode",
         "_settle_at",
         "_settled_tokens",
+        "_start",
         "_tail",
         "forced",
     )
@@ -103,6 +105,7 @@ class IncrementalCounter:
         # A string, not a list of pieces: as fast to grow up to the next settlement,
         # and a tenth of the memory.
         self._tail = ""
+        self._start = 0  # of what is not settled in it; above 0 only while behind
         self._settle_at = SETTLE_CHARACTERS
         self._settled_tokens = 0
         self._counted = ""
@@ -110,38 +113,39 @@ class IncrementalCounter:
         self.forced = 0
 
     def feed(self, text: str) -> None:
-        """Take the next piece of the text."""
+        """Take the next piece of the text; at most one slice is encoded."""
         self._tail += text
         if len(self._tail) >= self._settle_at:
-            self._settle()
+            self.catch_up()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more than a slice waits: a piece was longer than that."""
+        return len(self._tail) - self._start > LONGEST_RUN
+
+    def catch_up(self) -> None:
+        """Encode one slice of what waits, up to its last safe cut: some 2 ms."""
+        tail, start = self._tail, self._start
+        cut = last_safe_cut(tail, start, start + LONGEST_RUN + 1)
+        if cut == start and self.is_behind:
+            cut += LONGEST_RUN
+            self.forced += 1
+        if cut > start:
+            self._settled_tokens += len(self._encode(tail[start:cut]))
+            self._start = cut
+        if not self.is_behind:
+            self._tail, self._start = tail[cut:], 0
+            # Doubled, so that a long run without a cut is not searched over and over.
+            self._settle_at = min(
+                max(SETTLE_CHARACTERS, 2 * len(self._tail)), LONGEST_RUN + 1
+            )
 
     def total(self) -> int:
         """Tokens of everything fed so far. More may be fed afterwards."""
         if self._counted is not self._tail:
-            self._settle()
+            while self.is_behind:
+                self.catch_up()
+            self.catch_up()
             self._counted = self._tail
             self._counted_tokens = len(self._encode(self._tail))
         return self._settled_tokens + self._counted_tokens
-
-    def ceiling(self) -> int:
-        """At least ``total()``, without encoding: no token is shorter than a byte."""
-        return self._settled_tokens + len(self._tail.encode("utf-8", "surrogatepass"))
-
-    def _settle(self) -> None:
-        """Encode the tail up to its last safe cut, and drop that part."""
-        tail = self._tail
-        start = 0
-        while True:
-            cut = last_safe_cut(tail, start, start + LONGEST_RUN + 1)
-            if cut == start:
-                if len(tail) - start <= LONGEST_RUN:
-                    break
-                cut += LONGEST_RUN
-                self.forced += 1
-            self._settled_tokens += len(self._encode(tail[start:cut]))
-            start = cut
-        self._tail = tail[start:]
-        # Doubled, so that a long run without a cut is not searched over and over.
-        self._settle_at = min(
-            max(SETTLE_CHARACTERS, 2 * len(self._tail)), LONGEST_RUN + 1
-        )

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import anyio
 from anyio.abc import ByteReceiveStream, ObjectSendStream
+from anyio.lowlevel import checkpoint
 
 from streaming.deadlines import Clock, Wait
 from streaming.dialects.reading import Dialect
@@ -47,6 +48,13 @@ class Gate(Protocol):
     async def pass_to(self, tokens: int) -> None:
         """Wait until this many completion tokens may be relayed."""
         ...
+
+
+async def catch_up(meter: Meter) -> None:
+    """Count a long text slice by slice, and let others run in between."""
+    while meter.is_behind:
+        meter.catch_up()
+        await checkpoint()
 
 
 class Pump:
@@ -174,6 +182,8 @@ class Pump:
         if life.ended:
             raise ClientDisconnected
         meter = self._meter
+        if meter.is_behind:
+            await catch_up(meter)
         if meter.progress_at_most() > gate.quiet_to:
             await gate.pass_to(meter.completion_tokens())
         started = clock()

@@ -1,5 +1,6 @@
 """The ticker: one loop that looks at all live exchanges of a process."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,6 +10,7 @@ from streaming.deadlines import Clock, Wait
 from streaming.life import Life
 
 TICK_SECONDS = 0.1
+SUSTAINED_TICKS = 3
 
 
 class Watched(Protocol):
@@ -27,13 +29,11 @@ class Ticker:
     One loop for the process: a timer per stream and token would cost more than the
     relay itself. A deadline is met at most ``TICK_SECONDS`` late, never early.
 
-    Attributes:
-        lag_seconds: How late the event loop ran the last tick.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.lag_seconds = 0.0
+        self._lags = deque([0.0] * SUSTAINED_TICKS, maxlen=SUSTAINED_TICKS)
         self._lives: dict[Life, Watched] = {}
         self._emptied = anyio.Event()
 
@@ -52,6 +52,20 @@ class Ticker:
         while self._lives:
             self._emptied = anyio.Event()
             await self._emptied.wait()
+
+    @property
+    def lag_seconds(self) -> float:
+        """How late the event loop ran the last tick."""
+        return self._lags[-1]
+
+    @property
+    def sustained_lag_seconds(self) -> float:
+        """The least lag of the last ticks: no single pause raises it."""
+        return min(self._lags)
+
+    def __len__(self) -> int:
+        """How many exchanges are live."""
+        return len(self._lives)
 
     @property
     def lives(self) -> Sequence[Life]:
@@ -77,5 +91,5 @@ class Ticker:
         while True:
             due = self._clock() + TICK_SECONDS
             await anyio.sleep(TICK_SECONDS)
-            self.lag_seconds = max(0.0, self._clock() - due)
+            self._lags.append(max(0.0, self._clock() - due))
             self.tick()

@@ -39,10 +39,13 @@ SWEEP_MOST = 200
 """Keys a round; with more of them a round goes on where the last one stopped. Nobody
 waits for it: every script sweeps the key it is about."""
 BACKLOG_SECONDS = 0.5
-UNANSWERED_MOST = 100
-"""Settlements without an answer that end a round: the store is lost, not one node."""
+BACKLOG_BATCH = 100
+"""Settlements asked for at a time. When none of them is answered the round ends: the
+store is lost, not one node of it."""
 BACKLOG_MOST = 100_000
 """Settlements that may wait; beyond it the oldest is left to its lease."""
+
+type _Waiting = tuple[Grant, Usage | None]
 
 
 class LeaseKeeper(Keeper):
@@ -71,7 +74,7 @@ class LeaseKeeper(Keeper):
         self._principals = principals
         self._kept: dict[Reservation, None] = {}
         self._hurried = anyio.Event()
-        self._backlog: deque[tuple[Grant, Usage | None]] = deque(maxlen=BACKLOG_MOST)
+        self._backlog: deque[_Waiting] = deque(maxlen=BACKLOG_MOST)
 
     @property
     @override
@@ -127,10 +130,17 @@ class LeaseKeeper(Keeper):
 
     async def drain(self) -> None:
         """Ask for all that waits, once each; bounded by the caller."""
-        waiting, unanswered = len(self._backlog), 0
-        while waiting and self._backlog and unanswered < UNANSWERED_MOST:
-            waiting -= 1
-            unanswered += not await self._settle_oldest()
+        left = len(self._backlog)
+        while size := min(left, BACKLOG_BATCH, len(self._backlog)):
+            left -= size
+            batch = [self._backlog.popleft() for _ in range(size)]
+            lost: list[_Waiting] = []
+            async with anyio.create_task_group() as calls:
+                for waiting in batch:
+                    calls.start_soon(self._settle, waiting, lost)
+            self._backlog.extend(lost)
+            if len(lost) == size:
+                return
 
     async def _beat(self) -> None:
         next_beat = self._clock() + HEARTBEAT_SECONDS
@@ -162,19 +172,16 @@ class LeaseKeeper(Keeper):
             await anyio.sleep(BACKLOG_SECONDS)
             await self.drain()
 
-    async def _settle_oldest(self) -> bool:
-        """Settle one; False when the store still does not answer."""
-        grant, usage = self._backlog.popleft()
+    async def _settle(self, waiting: _Waiting, lost: list[_Waiting]) -> None:
+        """Settle one; without an answer it is lost, for this time."""
+        grant, usage = waiting
         try:
             if usage is None:
                 self.count(await self._ledger.release(grant))
             else:
                 self.count(await self._ledger.settle(grant, usage))
         except StoreUnavailable:
-            # To the end: the next may be at another node.
-            self._backlog.append((grant, usage))
-            return False
-        return True
+            lost.append(waiting)
 
     async def _sweep(self) -> None:
         first = 0

@@ -42,6 +42,7 @@ class ExchangeResponse(Response):
             beats_early=services.settings.streaming.heartbeat_before_first_event,
         )
         try:
+            services.exchanges.check_room()  # before anything is read
             ask = await self._read(scope, receive)
             exchange = services.exchanges.begin(ask, client)
         except ClientDisconnected:

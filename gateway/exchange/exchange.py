@@ -17,7 +17,7 @@ from gateway.admission.estimate import Estimate, Estimator, Prompt, prompts_in
 from gateway.admission.leases import LeaseKeeper
 from gateway.admission.ledger import Hold, Refused, Usage
 from gateway.admission.reservation import Reservation
-from gateway.errors import Draining, ModelNotAllowed
+from gateway.errors import Draining, ModelNotAllowed, Overloaded
 from gateway.exchange.answer import (
     check_is_event_stream,
     read_answer,
@@ -25,6 +25,7 @@ from gateway.exchange.answer import (
     take_arrived,
 )
 from gateway.exchange.ask import Ask
+from gateway.exchange.capacity import Capacity
 from gateway.exchange.charge import Ending, charge
 from gateway.exchange.client import Client
 from gateway.exchange.rates import rate_headers
@@ -47,7 +48,7 @@ from streaming.errors import (
 )
 from streaming.life import Life
 from streaming.outcome import Outcome
-from streaming.pump import Pump
+from streaming.pump import Pump, catch_up
 from streaming.sse import Framer
 from streaming.stages.metering import Meter
 from streaming.stages.usage_view import UsageView
@@ -97,21 +98,36 @@ class Exchanges:
     ticker: Ticker
     metrics: Metrics
     bounds: Bounds
+    capacity: Capacity
     clock: Clock
     draining: bool = False
     ended: Counter[Outcome] = field(default_factory=Counter)
     charged: int = 0
 
+    def check_room(self) -> None:
+        """Return if one more exchange may begin.
+
+        Raises:
+            Draining: None may.
+            Overloaded: As many are live as may be, or the event loop is late.
+        """
+        if self.draining:
+            raise Draining(retry_after_seconds=1.0)
+        if (
+            self.live >= self.capacity.exchanges
+            or self.ticker.sustained_lag_seconds > self.capacity.lag_seconds
+        ):
+            raise Overloaded(retry_after_seconds=1.0)
+
     def begin(self, ask: Ask, client: Client) -> "Exchange":
         """A new exchange, for a model that exists and that its key may use.
 
         Raises:
-            Draining: No new exchange may begin.
+            Draining, Overloaded: As ``check_room``.
             ModelNotFound: The model is not configured.
             ModelNotAllowed: The key may not use it.
         """
-        if self.draining:
-            raise Draining(retry_after_seconds=1.0)
+        self.check_room()
         candidates = self.router.candidates(ask.model)
         if not ask.principal.may_use(ask.model):
             raise ModelNotAllowed(param="model")
@@ -120,7 +136,7 @@ class Exchanges:
     @property
     def live(self) -> int:
         """Exchanges that have not ended."""
-        return len(self.ticker.lives)
+        return len(self.ticker)
 
     def end_all(self, fault: Fault) -> None:
         """End every live exchange for this reason."""
@@ -173,6 +189,7 @@ class Exchange:
                 with self._life:
                     await self._serve_or_blame(reservation)
                 await self._note_close()
+                await catch_up(self._meter)
                 self._forgive()
                 await self._tell()
         finally:

@@ -11,7 +11,11 @@ whose head takes over 10 s   408; closed without a word when nothing came at all
 whose body takes 30 s more   408, or cut when it has been answered already
 that comes before the answer not: the connection closes after that answer
 to the one before it
+on a surplus connection      503; a probe of the gateway's health as ever
 ============================ ======================================================
+
+A connection is surplus when as many clients are connected as may be, and none of them
+is idle; else the idle one makes room.
 
 After a refusal what still comes is read and thrown away for a moment: a socket closed
 with unread bytes is reset, and the client would never see why. A request that comes
@@ -23,23 +27,26 @@ The end of an answer that nobody reads is kept until the connection has been idl
 """
 
 import asyncio
-from typing import override
+from typing import Any, override
 from uuid import uuid4
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.api.edge import MAX_HEADER_BYTES
-from gateway.api.error_response import error_body
-from gateway.errors import HeadersTooLarge, InvalidRequest, RequestTimeout
+from gateway.api.error_response import error_body, error_headers
+from gateway.errors import HeadersTooLarge, InvalidRequest, Overloaded, RequestTimeout
 from streaming.errors import Fault
 
 HEAD_SECONDS = 10.0
+SURPLUS_SECONDS = 1.0
+"""How long a surplus connection may take to say what it wants."""
 BODY_SECONDS = 30.0
 LINGER_SECONDS = 1.0
 WRITE_BUFFER_BYTES = 32_768
 """Of a response, in this process, before its writer waits."""
 
+_PROBES = {b"/healthz", b"/readyz", b"/metrics"}
 _ONCE = {b"host", b"content-length", b"transfer-encoding"}
 
 
@@ -47,8 +54,17 @@ class _TooEarly(Exception):
     """A request begins before the one before it has been answered."""
 
 
+class _Surplus(Exception):
+    """A request for which there is no room."""
+
+
 class Connection(HttpToolsProtocol):
-    """One connection of a client."""
+    """One connection of a client.
+
+    Args:
+        most: Connections there may be, this one included.
+        given: What uvicorn gives its protocols.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
     _head_bytes = 0
@@ -57,11 +73,19 @@ class Connection(HttpToolsProtocol):
     _refused = False
     _unsent_bytes = 0  # when the connection was last found to be idle
 
+    def __init__(self, most: int, **given: Any) -> None:
+        super().__init__(**given)
+        self._most = most
+        self._is_surplus = False
+
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         self._expect_within(HEAD_SECONDS)
+        if len(self.connections) > self._most and not self._make_room():
+            self._is_surplus = True
+            self._expect_within(SURPLUS_SECONDS)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -92,8 +116,10 @@ class Connection(HttpToolsProtocol):
             if isinstance(error.__context__, _TooEarly):
                 self._refused = True
                 self.cycle.keep_alive = False
-                return
-            self._refuse(InvalidRequest("The request is not valid HTTP/1.1."))
+            elif isinstance(error.__context__, _Surplus):
+                self._refuse(Overloaded(retry_after_seconds=1.0))
+            else:
+                self._refuse(InvalidRequest("The request is not valid HTTP/1.1."))
             return
         self._watch(len(data))
 
@@ -107,8 +133,12 @@ class Connection(HttpToolsProtocol):
     @override
     def on_headers_complete(self) -> None:
         _check(self.headers, self.parser.get_http_version())
+        if self._is_surplus and self.url.partition(b"?")[0] not in _PROBES:
+            raise _Surplus
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
+        if self._is_surplus:
+            self.cycle.keep_alive = False
 
     @override
     def on_message_complete(self) -> None:
@@ -136,6 +166,20 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
+
+    def _make_room(self) -> bool:
+        """Close a connection that has been answered and asks for nothing."""
+        for other in self.connections:
+            if isinstance(other, Connection) and other.is_idle:
+                other.transport.close()
+                return True
+        return False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has been answered, and asks for nothing."""
+        is_open = not self._refused and not self.transport.is_closing()
+        return is_open and self._deadline is None and not self._is_answering
 
     @property
     def _is_answering(self) -> bool:
@@ -204,9 +248,13 @@ def _check(headers: list[tuple[bytes, bytes]], version: str) -> None:
 
 def _answer(fault: Fault) -> bytes:
     body = error_body(fault)
+    fields = "".join(
+        f"{name}: {value}\r\n" for name, value in error_headers(fault).items()
+    )
     return b"".join((
         STATUS_LINE[fault.status],
-        b"content-type: application/json\r\nconnection: close\r\n",
+        fields.encode("ascii"),
+        b"connection: close\r\n",
         b"x-request-id: %b\r\n" % uuid4().hex.encode("ascii"),
         b"content-length: %d\r\n\r\n" % len(body),
         body,

@@ -22,6 +22,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from types import FrameType
 from typing import override
@@ -31,6 +32,11 @@ import uvicorn
 from gateway.app import END_SECONDS, Application, from_environment
 from gateway.drain import Drain, DrainStep
 from gateway.errors import Draining
+from gateway.exchange.capacity import (
+    connections_within,
+    file_limit,
+    raise_file_limit,
+)
 from gateway.server.protocol import Connection
 from gateway.settings.schema import Settings
 from gateway.telemetry.logs import logging_config
@@ -135,6 +141,7 @@ def serve(
         SettingsError: A variable or file that the configuration names is missing.
         OSError: The address cannot be listened on.
     """
+    raise_file_limit()
     application = Application(settings, *from_environment(settings))
     port = settings.server.port if port is None else port
 
@@ -155,7 +162,7 @@ def make_server(
     """A server for the application; ``on_started`` is called when it answers."""
     config = uvicorn.Config(
         application.asgi,
-        http=Connection,
+        http=partial(Connection, connections_within(file_limit())),  # type: ignore[arg-type] # a factory is as good as a class
         ws="none",
         loop="uvloop",
         lifespan="on",

@@ -90,6 +90,10 @@ class ServerSettings(Shape):
     """Largest request body."""
     max_response_bytes: Bytes = 33_554_432
     """Largest non-stream answer: it is held until whole, then relayed."""
+    max_exchanges: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Exchanges at a time in a process; fewer where file descriptors are short."""
+    max_lag_seconds: Seconds = 1.0
+    """How late three ticks in a row may be before new exchanges are refused."""
     cors_origins: Listed[Origin] = ()
     """Web origins that may call the gateway; `*` is any, none by default."""
 

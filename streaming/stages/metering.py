@@ -33,6 +33,7 @@ class Meter(Stage):
     Attributes:
         most: Completion tokens the provider was allowed.
         done: ``[DONE]`` has come, be it after an error.
+        is_behind: A text was too long to be counted in one go; see ``catch_up``.
         usage: The last usage reported.
         first_text_at: When the first content, reasoning or tool text came.
         last_text_at: When the last one came.
@@ -44,6 +45,7 @@ class Meter(Stage):
         self.most = _UNBOUNDED
         self._runs: dict[Hashable, IncrementalCounter] = {}
         self.done = False
+        self.is_behind = False
         self._by_choice: dict[int, int] = {}  # running usage, where it is per choice
         self._text_since_usage = False
         self._known = 0  # what completion_tokens() said last
@@ -84,6 +86,7 @@ class Meter(Stage):
             if counter is None:
                 counter = self._begin(run)
             counter.feed(text)
+            self.is_behind |= counter.is_behind
             self._bytes_since_known += len(text) if text.isascii() else 4 * len(text)
         if reading.texts:
             self._text_since_usage = True
@@ -100,6 +103,13 @@ class Meter(Stage):
         self._by_choice[choices[0]] = usage.completion_tokens
         completion = sum(self._by_choice.values())
         self.usage = TokenUsage(usage.prompt_tokens, completion)
+
+    def catch_up(self) -> None:
+        """Count one slice of what waits; for callers who let others run in between."""
+        behind = [one for one in self._runs.values() if one.is_behind]
+        if behind:
+            behind[0].catch_up()
+        self.is_behind = bool(behind)
 
     def counted(self) -> int:
         """Completion tokens of all text so far, by our own count."""

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -108,7 +109,8 @@ class GatewayProcess:
         """Have it leave in order, however long it drains; it may be gone."""
         if not self.is_running:
             return
-        self._process.terminate()
+        with suppress(ProcessLookupError):
+            self._process.terminate()
         with anyio.move_on_after(_LEAVE_SECONDS, shield=True):
             self.exit_code = await self._end()
             return

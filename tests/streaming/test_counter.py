@@ -245,24 +245,25 @@ def test_total_encodes_nothing_when_nothing_was_fed_since() -> None:
     assert counter.total() > first
 
 
-@given(text=TEXTS)
-@settings(max_examples=100, deadline=None)
-def test_ceiling_is_never_below_total_and_encodes_nothing(
-    encode: Encode, text: str
+def test_no_call_encodes_more_than_a_slice_when_a_piece_is_long(
+    encode: Encode,
 ) -> None:
-    calls = 0
+    lengths: list[int] = []
 
-    def counting(part: str) -> list[int]:
-        nonlocal calls
-        calls += 1
+    def watched(part: str) -> list[int]:
+        lengths.append(len(part))
         return encode(part)
 
-    counter = IncrementalCounter(counting)
+    counter = IncrementalCounter(watched)
+    text = "One lock, two weirs; 3.14 don't. " * 3000
     counter.feed(text)
-    ceiling = counter.ceiling()
-    assert calls == 0
-    assert ceiling >= counter.total()
-    assert counter.ceiling() >= counter.total()
+    while counter.is_behind:
+        before = len(lengths)
+        counter.catch_up()
+        assert len(lengths) == before + 1
+    assert max(lengths) <= LONGEST_RUN
+    assert len(lengths) > len(text) // LONGEST_RUN - 1
+    assert counter.total() == len(encode(text))
 
 
 @given(text=TEXTS, size=st.integers(1, 40))

@@ -6,7 +6,7 @@ from typing import override
 import anyio
 import pytest
 
-from gateway.admission.leases import HEARTBEAT_SECONDS, UNANSWERED_MOST, LeaseKeeper
+from gateway.admission.leases import BACKLOG_BATCH, HEARTBEAT_SECONDS, LeaseKeeper
 from gateway.admission.ledger import (
     LEASE_SECONDS,
     Grant,
@@ -94,7 +94,7 @@ async def test_streams_go_on_with_and_without_an_answer() -> None:
 
 async def test_settlements_of_a_lost_key_do_not_keep_those_of_others_waiting() -> None:
     rig = Rig()
-    for principal, amount in ((LOST, UNANSWERED_MOST + 20), (WELL, 30)):
+    for principal, amount in ((LOST, BACKLOG_BATCH + 20), (WELL, 30)):
         await rig.ledger.seed([Principal(principal, "digest")])
         for number in range(amount):
             hold = Hold(f"{principal}{number}", principal, "m", 7, 9, stream=True)
@@ -103,7 +103,7 @@ async def test_settlements_of_a_lost_key_do_not_keep_those_of_others_waiting() -
     assert rig.settled == []  # the first round has ended before it came to them
     await rig.keeper.drain()
     assert rig.settled == [SettleResult.SETTLED] * 30
-    assert rig.keeper.backlog == UNANSWERED_MOST + 20
+    assert rig.keeper.backlog == BACKLOG_BATCH + 20
 
 
 async def test_sweeper_goes_on_to_the_keys_after_a_lost_one() -> None:

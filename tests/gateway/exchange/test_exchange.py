@@ -19,6 +19,7 @@ from gateway.admission.tokenizer import Tokenizer
 from gateway.auth.principal import Principal
 from gateway.errors import Draining, UpstreamUnreachable
 from gateway.exchange.ask import Ask
+from gateway.exchange.capacity import Capacity
 from gateway.exchange.client import Client
 from gateway.exchange.exchange import Bounds, Exchange, Exchanges
 from gateway.providers.provider import Call, Endpoint, Provider, Upstream
@@ -234,6 +235,7 @@ class Rig:
             ticker=Ticker(self.clock),
             metrics=metrics,
             bounds=Bounds(65_536, 65_536, Deadlines()),
+            capacity=Capacity(100, 1.0),
             clock=self.clock,
         )
 

@@ -39,7 +39,9 @@ async def state() -> AsyncIterator[tuple[ServerState, int]]:
     config.load()
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(
-        lambda: Connection(config, state, {}), "127.0.0.1", 0
+        lambda: Connection(100, config=config, server_state=state, app_state={}),
+        "127.0.0.1",
+        0,
     )
     async with server:
         yield state, server.sockets[0].getsockname()[1]

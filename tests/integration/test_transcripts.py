@@ -165,11 +165,17 @@ async def test_transcript_reaches_the_client_as_it_was_recorded(
 
 
 async def ask(
-    fleet: Fleet, key: Key, transcript: Transcript, pieces: str, all_usage: bool
+    fleet: Fleet,
+    key: Key,
+    transcript: Transcript,
+    pieces: str,
+    all_usage: bool,
+    prefix: str = "",
 ) -> httpx.Response:
+    """Ask for a transcript, of the model that is its name after a prefix."""
     usage = {"include_usage": True, "continuous_usage_stats": True}
     body: dict[str, object] = {
-        "model": transcript.name,
+        "model": prefix + transcript.name,
         "messages": [{"role": "user", "content": QUESTION}],
         "prompt": QUESTION,
         "user": pieces,

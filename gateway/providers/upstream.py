@@ -40,7 +40,8 @@ class UpstreamClient:
         api_key: Sent as bearer token; shown nowhere.
         connect_seconds: Name look-up, connection and TLS together.
         buffer_bytes: Held for a reader that does not read; then the server waits.
-        ssl_context: Default: the public authorities, where the URL asks for TLS.
+        ssl_context: Default, where the URL asks for TLS: the public authorities, or
+            in their place those of ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``.
 
     Raises:
         ValueError: The key cannot be sent in a header.
@@ -199,7 +200,7 @@ def _authorization(api_key: str | None) -> list[tuple[bytes, bytes]]:
 
 
 def _tls_context() -> ssl.SSLContext:
-    context = httpx.create_ssl_context(trust_env=False)
+    context = httpx.create_ssl_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
 

@@ -45,6 +45,8 @@ class TlsConnection(Connection):
             self._decrypt()
         except ssl.SSLWantReadError:
             pass  # the rest of a record is still on its way
+        except ssl.SSLCertVerificationError as error:
+            self._close(httpx.ReadError(error.verify_message))
         except ssl.SSLError as error:
             self._close(httpx.ReadError(error.reason or "TLS failed"))
         self._flush()

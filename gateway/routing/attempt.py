@@ -5,6 +5,7 @@ fault that says the request was not accepted (``Fault.try_next``). One reservati
 covers all attempts of an exchange.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from gateway.routing.standing import Standing
 from gateway.telemetry.metrics import AttemptResult
 from streaming.errors import Fault, UpstreamFault, UpstreamSilent, UpstreamTimeout
 from streaming.life import Life
+
+_log = logging.getLogger(__name__)
 
 _ERROR = 400
 _ERROR_BODY_SECONDS = 2.0
@@ -119,6 +122,7 @@ class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
                 upstream = await self._ask(candidate, extra=number > 1)
             except Fault as fault:
                 last = fault
+                _log_cause(candidate, fault)
                 if not fault.try_next:
                     break
                 if isinstance(fault, UpstreamSilent):
@@ -169,6 +173,17 @@ async def _read_some(body: ByteReceiveStream) -> bytes:
             except (anyio.EndOfStream, UpstreamFault):
                 break
     return read[:ERROR_BODY_BYTES]
+
+
+def _log_cause(candidate: Candidate, fault: Fault) -> None:
+    """Tell the operator what the caller must not know; the breaker bounds how often."""
+    error, text = fault.__cause__, ""
+    while error is not None:  # the innermost that says anything
+        text = str(error) or text
+        error = error.__cause__
+    if text and isinstance(fault, UpstreamFault):
+        provider = candidate.provider
+        _log.warning("provider %s failed: %s", provider.name, provider.redact(text))
 
 
 def _result(exc: BaseException | None, life: Life) -> AttemptResult:

@@ -47,11 +47,15 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFau
 
 
 def redact(fault: UpstreamFault, provider: Provider) -> None:
-    """Make the fault's message fit for the caller: short, no markup, no secret."""
-    text = provider.redact(fault.message)
-    text = _SPACE.sub(" ", _MARKUP.sub(" ", text)).strip()
-    short = text.encode("utf-8", "replace")[:MESSAGE_BYTES].decode("utf-8", "ignore")
-    fault.message = short or "The provider reported an error."
+    """Make what the provider said fit for the caller: short, no markup, no secret."""
+    fault.message = _fit(fault.message, provider) or "The provider reported an error."
+    fault.code = _fit(fault.code, provider)
+    fault.param = None if fault.param is None else _fit(fault.param, provider)
+
+
+def _fit(said: str, provider: Provider) -> str:
+    text = _SPACE.sub(" ", _MARKUP.sub(" ", provider.redact(said))).strip()
+    return text.encode("utf-8", "replace")[:MESSAGE_BYTES].decode("utf-8", "ignore")
 
 
 def _report(body: bytes) -> ErrorReport:

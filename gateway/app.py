@@ -51,6 +51,7 @@ from gateway.settings import (
     SettingsError,
     keys_document_text,
     pepper,
+    provider_keys,
     redis_url,
     secret,
     tokenizer_cache_dir,
@@ -303,13 +304,14 @@ class LedgerMetrics(Observer):
 
 
 def _providers(settings: Settings) -> dict[str, AdaptedProvider]:
+    keys = provider_keys(settings)
     return {
         one.name: build_provider(
             ProviderConfig(
                 name=one.name,
                 adapter=one.adapter,
                 base_url=one.base_url,
-                api_key=secret(one.api_key_env) if one.api_key_env else None,
+                api_key=keys[one.name],
                 connect_seconds=one.connect_seconds,
                 buffer_bytes=settings.streaming.buffer_bytes,
             )

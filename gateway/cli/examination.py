@@ -8,9 +8,11 @@ from gateway.settings import (
     DocumentError,
     KeysSettings,
     RedisSettings,
+    Settings,
     SettingsError,
     keys_document_text,
     load_settings,
+    provider_keys,
     redis_url,
     secret,
     unset_variables,
@@ -36,7 +38,11 @@ def examine(config: Path) -> Findings:
         settings = load_settings(config)
     except SettingsError as error:
         return Findings((*error.mistakes, *_keys_mistakes(error.keys)))
-    mistakes = (*_keys_mistakes(settings.keys), *_redis_mistakes(settings.redis))
+    mistakes = (
+        *_keys_mistakes(settings.keys),
+        *_redis_mistakes(settings.redis),
+        *_provider_mistakes(settings),
+    )
     return Findings(mistakes, tuple(unset_variables(settings)))
 
 
@@ -55,6 +61,14 @@ def _redis_mistakes(redis: RedisSettings) -> tuple[str, ...]:
         return ()
     try:
         redis_url(redis)
+    except SettingsError as error:
+        return error.mistakes
+    return ()
+
+
+def _provider_mistakes(settings: Settings) -> tuple[str, ...]:
+    try:
+        provider_keys(settings)
     except SettingsError as error:
         return error.mistakes
     return ()

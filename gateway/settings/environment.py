@@ -55,6 +55,26 @@ def redis_url(redis: RedisSettings) -> str:
     return url
 
 
+def provider_keys(settings: Settings) -> dict[str, str | None]:
+    """Each provider's key by the provider's name; None where there is none.
+
+    Raises:
+        SettingsError: One cannot be sent in a header: a line's end that came with the
+            secret, as a rule.
+    """
+    keys: dict[str, str | None] = {}
+    mistakes = []
+    for index, one in enumerate(settings.providers):
+        key = secret(one.api_key_env) if one.api_key_env else None
+        if key is not None and not (key.isascii() and key.isprintable()):
+            path = f"providers.{index}.api_key_env"
+            mistakes.append(f"{path}: {one.api_key_env} is not printable ASCII")
+        keys[one.name] = key
+    if mistakes:
+        raise SettingsError(mistakes)
+    return keys
+
+
 def keys_document_text(keys: KeysSettings) -> str:
     """The keys document as its source has it.
 

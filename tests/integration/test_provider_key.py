@@ -1,19 +1,23 @@
 """A provider's key: refused, echoed by the provider, or not there at all."""
 
 import json
+import os
+import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import pytest
 
 from tests.contract.provider_desk import ADAPTERS, CANARY, Noting
 from tests.gateway.providers.raw_server import Peer, RawServer
-from tests.integration.fleet import Fleet, Key, Plan
+from tests.integration.fleet import GATEWAY, Fleet, Key, Plan
 from tests.integration.raw_client import chat
 
 pytestmark = pytest.mark.anyio
 
+EXAMPLE = Path(__file__).parents[2] / "docs" / "example-config.yaml"
 AMBIENT = "sk-ambient-0f-n0b0dy"
 """In the environment, and named by no provider."""
 ABSENT = {"NO_SUCH_VARIABLE": "unset", "EMPTY_VARIABLE": "empty"}
@@ -188,3 +192,28 @@ async def test_provider_is_left_out_and_its_variable_named_when_it_has_no_key(
     assert "WARNING" in warning
     assert f"no {variable}" in warning
     assert AMBIENT not in log
+
+
+@pytest.mark.parametrize("command", [["check"], ["serve", "--port", "0"]])
+def test_variable_is_named_and_its_value_is_not_when_it_fits_no_header(
+    command: list[str],
+) -> None:
+    environment = {
+        "PATH": os.environ["PATH"],  # noqa: TID251 - to find Python
+        "GATEWAY_KEYS": '{"keys": []}',
+        "GATEWAY_KEY_PEPPER": "pepper",
+        "REDIS_URL": "redis://127.0.0.1:1",
+        "OPENAI_API_KEY": f"{CANARY}\n",
+    }
+    ran = subprocess.run(
+        [GATEWAY, *command, "--config", EXAMPLE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "providers.1.api_key_env: OPENAI_API_KEY " in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert CANARY not in ran.stderr

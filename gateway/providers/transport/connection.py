@@ -284,7 +284,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take note of a field of the head, or of a trailer, which is not used."""
-        self._fields.append((name, value))
+        self._fields.append((name, value.rstrip(b" \t")))  # RFC 9112, 5: no part of it
 
     def on_headers_complete(self) -> None:
         """Publish the head, unless it is an interim one (100, 103)."""

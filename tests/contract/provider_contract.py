@@ -43,6 +43,8 @@ TRUNCATED = {"llamacpp/sigterm_stream"}
 _BROKEN_BODIES = {
     "short": OK[:-1],
     "no chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\nx\r\n",
+    "no last chunk, after a blank": b"HTTP/1.1 200 OK\r\n"
+    b"transfer-encoding: chunked \r\n\r\n1\r\n{\r\n",
     "no last chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n",
 }
 
@@ -180,6 +182,19 @@ class ProviderContract(RequestContract):
                 assert (upstream.status, upstream.headers) == (head, fields)
                 assert body == transcript.body
                 assert complete is (transcript.name not in TRUNCATED)
+
+    async def test_header_has_lower_names_and_the_last_of_a_repeated_field(
+        self, adapter: str
+    ) -> None:
+        fields = b"X-Some: first\r\nx-some: l\xe4st \r\nContent-Length: 0\r\n\r\n"
+        interim = b"HTTP/1.1 103 Early Hints\r\nx-early: 1\r\n\r\n"
+        async with (
+            RawServer(Noting(interim + b"HTTP/1.1 200 OK\r\n" + fields)) as server,
+            provider_at(adapter, server.url("/v1")) as provider,
+            provider.open(call_of(), "theirs") as upstream,
+        ):
+            assert upstream.headers == {"x-some": "l\xe4st", "content-length": "0"}
+            assert await body_of(upstream) == (b"", True)
 
     @pytest.mark.parametrize("raw", _BROKEN_BODIES.values(), ids=_BROKEN_BODIES)
     async def test_body_is_truncated_when_its_end_is_not_proper(

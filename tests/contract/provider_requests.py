@@ -28,6 +28,7 @@ _LAST_OPTIONS = {
 }
 """What every stream is asked for: where a client may object, and where it may not."""
 _AMBIENT = (
+    "OPENAI_ADMIN_KEY",
     "OPENAI_API_KEY",
     "OPENAI_BASE_URL",
     "OPENAI_CUSTOM_HEADERS",

@@ -210,6 +210,7 @@ async def relayed(fleet: Fleet, adapter: str, transcript: Transcript) -> Relayed
         await ask(fleet, key, transcript, pieces, all_usage, prefix)
         for pieces, all_usage in WAYS
     ]
+    charged = await fleet.used(key)
     at = prefix + transcript.name, "stream" if transcript.is_stream else "json"
     ended = await eventually(
         lambda: outcomes(fleet), lambda seen: seen[at].total() == len(WAYS)
@@ -218,7 +219,7 @@ async def relayed(fleet: Fleet, adapter: str, transcript: Transcript) -> Relayed
         f"{adapter}-replay"
     }
     told = [(one.status_code, telling(one), one.content) for one in answers]
-    return Relayed(answers, told, await fleet.used(key), ended[at])
+    return Relayed(answers, told, charged, ended[at])
 
 
 def telling(answer: httpx.Response) -> dict[str, str]:

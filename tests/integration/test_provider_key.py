@@ -13,7 +13,7 @@ import pytest
 from tests.contract.provider_desk import ADAPTERS, CANARY, Noting
 from tests.gateway.providers.raw_server import Peer, RawServer
 from tests.integration.fleet import GATEWAY, Fleet, Key, Plan
-from tests.integration.raw_client import chat
+from tests.integration.raw_client import QUESTION, chat
 
 pytestmark = pytest.mark.anyio
 
@@ -171,7 +171,9 @@ async def test_key_is_repeated_nowhere_when_the_provider_repeats_it(
     assert reply.code in {None, error["code"]}
     told = [answer.text, str(answer.headers.raw), metrics, quota]
     assert CANARY not in "".join(told)
-    assert CANARY not in fleet.gateways[0].log
+    log = fleet.gateways[0].log
+    assert CANARY not in log
+    assert QUESTION not in log
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from gateway.providers.adapter import AdaptedProvider
-from gateway.providers.openai import OPENAI
+from gateway.providers.adapter import AdaptedProvider, Adapter
 from gateway.providers.upstream import UpstreamClient
 from gateway.providers.vllm import VLLM
-
-_ADAPTERS = {"openai": OPENAI, "vllm": VLLM}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +35,24 @@ def build_provider(config: ProviderConfig) -> AdaptedProvider:
         KeyError: There is no such adapter.
         ValueError: The key cannot be sent in a header.
     """
-    client = UpstreamClient(
+    adapter, make_client = _parts(config.adapter)
+    client = make_client(
         config.base_url,
         api_key=config.api_key,
         connect_seconds=config.connect_seconds,
         buffer_bytes=config.buffer_bytes,
     )
-    return AdaptedProvider(client, config.name, _ADAPTERS[config.adapter])
+    return AdaptedProvider(client, config.name, adapter)
+
+
+def _parts(adapter: str) -> tuple[Adapter, type[UpstreamClient]]:
+    match adapter:
+        case "vllm":
+            return VLLM, UpstreamClient
+        case "openai":
+            # Only whoever speaks to OpenAI pays for the SDK: 0.7 s and 26 MB.
+            from gateway.providers.openai import OPENAI, OpenAIClient  # noqa: PLC0415
+
+            return OPENAI, OpenAIClient
+        case _:
+            raise KeyError(adapter)

@@ -1,8 +1,9 @@
-"""One provider's server over HTTP: what all adapters share, and alone touches httpx."""
+"""One provider's server over HTTP: what all adapters share."""
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from importlib.metadata import version
 from types import TracebackType
 from typing import override
@@ -13,6 +14,9 @@ from gateway.errors import ConnectTimeout, UpstreamLost, UpstreamUnreachable
 from gateway.providers.provider import Upstream
 from gateway.providers.transport import PooledTransport, ResponseBody
 from streaming.errors import UpstreamFault, UpstreamInvalid, UpstreamTimeout
+
+type Send = Callable[[], Awaitable[httpx.Response]]
+"""Sends a request; returns when the head of its answer is there."""
 
 _GET_BYTES = 65536
 _USER_AGENT = f"sluice/{version('sluice-gateway')}".encode()
@@ -45,6 +49,9 @@ class UpstreamClient:
 
     Raises:
         ValueError: The key cannot be sent in a header.
+
+    Attributes:
+        transport: All requests go through it; the client closes it.
     """
 
     def __init__(
@@ -59,7 +66,7 @@ class UpstreamClient:
         self._base = httpx.URL(base_url.rstrip("/") + "/")
         if ssl_context is None and self._base.scheme == "https":
             ssl_context = _tls_context()
-        self._transport = PooledTransport(
+        self.transport = PooledTransport(
             buffer_bytes=buffer_bytes, ssl_context=ssl_context
         )
         self._timeout = {"connect": connect_seconds}
@@ -96,17 +103,42 @@ class UpstreamClient:
             ConnectTimeout: The connection was not made in time.
             UpstreamInvalid: The answer is not HTTP, compressed, or a redirect.
         """
+        headers = (
+            (b"accept", b"text/event-stream" if stream else b"application/json"),
+            (b"content-type", b"application/json"),
+            (b"x-request-id", request_id.encode("ascii")),
+        )
+        request = self.request("POST", path, headers, body, on_send)
+        return HeldAnswer(partial(self.transport.handle_async_request, request))
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        body: bytes = b"",
+        on_send: Callable[[], None] | None = None,
+    ) -> httpx.Request:
+        """A request with these headers, and those that all of them have.
+
+        Args:
+            method: In capitals.
+            path: A URL, or relative to the base URL; one of a closed list, as each is
+                remembered.
+            headers: Names in lower case.
+            body: May be empty.
+            on_send: Called when it is about to be written.
+        """
         url = self._urls.get(path)
         if url is None:
             url = self._urls[path] = self._base.join(path)
-        accept = b"text/event-stream" if stream else b"application/json"
-        headers = [
-            *self._common,
-            (b"accept", accept),
-            (b"content-type", b"application/json"),
-            (b"x-request-id", request_id.encode("ascii")),
-        ]
-        return self._exchange("POST", url, headers, body, on_send=on_send)
+        return httpx.Request(
+            method,
+            url,
+            headers=[*self._common, *headers],
+            stream=httpx.ByteStream(body),
+            extensions={"timeout": self._timeout, "on_send": on_send},
+        )
 
     def redact(self, text: str) -> str:
         """The text without this server's key."""
@@ -121,9 +153,10 @@ class UpstreamClient:
         Raises:
             UpstreamFault: As ``open`` does, or ``UpstreamTruncated``.
         """
-        url = self._base.join("/" + path.lstrip("/"))
+        request = self.request("GET", "/" + path.lstrip("/"))
         content = bytearray()
-        async with self._exchange("GET", url, self._common, b"") as upstream:
+        send = partial(self.transport.handle_async_request, request)
+        async with HeldAnswer(send) as upstream:
             async for data in upstream.body:
                 content += data
                 if len(content) >= _GET_BYTES:
@@ -132,41 +165,25 @@ class UpstreamClient:
 
     async def aclose(self) -> None:
         """Close the idle connections."""
-        await self._transport.aclose()
-
-    def _exchange(
-        self,
-        method: str,
-        url: httpx.URL,
-        headers: list[tuple[bytes, bytes]],
-        body: bytes,
-        *,
-        on_send: Callable[[], None] | None = None,
-    ) -> "_Exchange":
-        request = httpx.Request(
-            method,
-            url,
-            headers=headers,
-            stream=httpx.ByteStream(body),
-            extensions={"timeout": self._timeout, "on_send": on_send},
-        )
-        return _Exchange(self._transport, request)
+        await self.transport.aclose()
 
 
-class _Exchange(AbstractAsyncContextManager[Upstream]):
-    """A request, sent on entry; its answer, closed on exit."""
+class HeldAnswer(AbstractAsyncContextManager[Upstream]):
+    """A request, sent on entry; its answer, closed on exit.
+
+    Args:
+        send: Sends it, through a ``PooledTransport``.
+    """
 
     _body: ResponseBody
 
-    def __init__(self, transport: PooledTransport, request: httpx.Request) -> None:
-        self._transport = transport
-        self._request = request
+    def __init__(self, send: Send) -> None:
+        self._send = send
 
     @override
     async def __aenter__(self) -> Upstream:
-        request = self._request
         try:
-            response = await self._transport.handle_async_request(request)
+            response = await self._send()
         except httpx.TransportError as error:
             raise _fault_of(error) from error
         headers = {
@@ -177,7 +194,7 @@ class _Exchange(AbstractAsyncContextManager[Upstream]):
         if not _is_acceptable(response.status_code, headers):
             self._body.abort()
             raise UpstreamInvalid
-        attempts = request.extensions["attempts"]
+        attempts = response.request.extensions["attempts"]
         return Upstream(response.status_code, headers, self._body, attempts)
 
     @override

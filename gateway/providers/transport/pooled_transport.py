@@ -160,6 +160,7 @@ async def _ask(connection: Connection, request: httpx.Request) -> httpx.Response
         head.status,
         headers=head.fields,
         stream=ResponseStream(body),
+        request=request,
         extensions={"body": body},
     )
 

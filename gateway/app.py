@@ -344,13 +344,14 @@ def _router(settings: Settings, providers: Mapping[str, Provider]) -> Router:
 
 
 def _rules(settings: Settings) -> Rules:
-    breaker = settings.routing.breaker
+    breaker, affinity = settings.routing.breaker, settings.routing.affinity
     return Rules(
         most={one.name: one.max_concurrency for one in settings.providers},
         retry_budget=settings.routing.retry_budget,
         breaker=BreakerRule(
             breaker.failures, breaker.window_seconds, breaker.open_seconds
         ),
+        max_load=affinity.max_load if affinity else 1.0,
     )
 
 

@@ -1,9 +1,11 @@
 """The response that owns an exchange, and the only reader of ``receive()``."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import override
 
 import anyio
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -13,6 +15,7 @@ from gateway.api.request_body import Body, parse_body, read_body
 from gateway.api.services import Services
 from gateway.exchange.ask import Ask
 from gateway.exchange.exchange import Exchange
+from gateway.settings.schema import AffinitySettings
 from streaming.errors import ClientDisconnected, Fault
 
 type Parse = Callable[[Body, str], Ask]
@@ -58,9 +61,23 @@ class ExchangeResponse(Response):
             tasks.cancel_scope.cancel()
 
     async def _read(self, scope: Scope, receive: Receive) -> Ask:
-        most = self._services.settings.server.max_body_bytes
-        body = await read_body(receive, scope["headers"], most)
-        return self._parse(parse_body(body), request_id_of(scope))
+        settings = self._services.settings
+        body = await read_body(
+            receive, scope["headers"], settings.server.max_body_bytes
+        )
+        ask = self._parse(parse_body(body), request_id_of(scope))
+        if (affinity := settings.routing.affinity) is None:
+            return ask
+        return replace(ask, session=_session(affinity, scope, ask))
+
+
+def _session(affinity: AffinitySettings, scope: Scope, ask: Ask) -> str:
+    """What the client calls its session; empty when it calls it nothing."""
+    if affinity.field is not None:
+        named = ask.body.get(affinity.field)
+        return named if isinstance(named, str) else ""
+    assert affinity.header is not None  # noqa: S101 - one of them is set
+    return Headers(scope=scope).get(affinity.header, "")
 
 
 async def _watch(receive: Receive, exchange: Exchange) -> None:

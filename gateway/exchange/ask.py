@@ -24,6 +24,7 @@ class Ask:
         stream: Whether an event stream is asked for.
         usage: What it wants to see of usage.
         request_id: Of this request, in all logs and at the provider.
+        session: What its conversation is called, where that decides who answers.
     """
 
     principal: Principal
@@ -34,6 +35,7 @@ class Ask:
     stream: bool
     usage: UsageWish
     request_id: str
+    session: str = ""
 
     @property
     def mode(self) -> Mode:

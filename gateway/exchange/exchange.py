@@ -233,7 +233,9 @@ class Exchange:
         if ask.stream:
             self._life.pulse.wait_for(Wait.FIRST_BYTE, now)
         call = self._call(estimate, reservation.dispatch)
-        async with shared.attempts.open(call, self._candidates, self._life) as attempt:
+        async with shared.attempts.open(
+            call, self._candidates, self._life, ask.session
+        ) as attempt:
             self._introduce(attempt)
             try:
                 if ask.stream:

@@ -55,16 +55,27 @@ class Attempts:
         self._standing = standing
 
     def open(
-        self, call: Call, candidates: Sequence[Candidate], life: Life
+        self,
+        call: Call,
+        candidates: Sequence[Candidate],
+        life: Life,
+        session: str = "",
     ) -> AbstractAsyncContextManager[Attempt]:
         """Hold the first answer that begins open for the length of the block.
+
+        Args:
+            call: What is asked for.
+            candidates: Who may be asked.
+            life: Of the exchange.
+            session: Prefers one of equal candidates; empty: no preference.
 
         Raises:
             Overloaded: Every healthy candidate has as many exchanges as it may.
             NoHealthyProvider: There is no healthy candidate.
             Fault: The last one's that was asked.
         """
-        return _FirstAnswer(self._standing, call, candidates, life)
+        in_order = self._standing.in_order(candidates, session)
+        return _FirstAnswer(self._standing, call, in_order, life)
 
 
 class _Place:
@@ -112,7 +123,7 @@ class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
         last: Fault | None = None
         number = 0
         silent: set[str] = set()
-        for candidate in standing.in_order(self._candidates):
+        for candidate in self._candidates:
             if candidate.provider.name in silent or not standing.admits(candidate):
                 continue
             if last is not None and not standing.may_retry():

@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from gateway.errors import NoHealthyProvider, Overloaded
+from gateway.routing.affinity import most_live, preference
 from gateway.routing.breaker import Breaker, BreakerRule
 from gateway.routing.router import Candidate
 from gateway.telemetry.metrics import AttemptResult, Metrics
@@ -15,6 +17,7 @@ EXTRA_ATTEMPTS = 3
 """Attempts after the first that are always allowed at a time."""
 _PROBE_SECONDS = 1.0
 _UNBOUNDED = 1 << 31
+_LAST = (2, 0.0)
 _FAILED = {AttemptResult.ERROR, AttemptResult.TIMEOUT}
 
 type _Key = tuple[str, str]
@@ -28,11 +31,13 @@ class Rules:
         most: Provider name to the exchanges it may have at a time.
         retry_budget: Extra attempts as a share of the live ones.
         breaker: When a failing candidate is left alone.
+        max_load: Of a candidate that a session prefers, times its share.
     """
 
     most: Mapping[str, int]
     retry_budget: float
     breaker: BreakerRule
+    max_load: float = 1.25
 
 
 class Standing:
@@ -56,15 +61,41 @@ class Standing:
         self._breakers: dict[_Key, Breaker] = {}
         self._down: set[str] = set()
 
-    def in_order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-        """By priority; among equals first who has the least to do for its weight."""
-        return sorted(
-            candidates,
-            key=lambda one: (
-                one.priority,
-                (self._live[one.provider.name] + 1) / one.weight,
-            ),
-        )
+    def in_order(
+        self, candidates: Sequence[Candidate], session: str = ""
+    ) -> Sequence[Candidate]:
+        """By priority; among equals first who has the least to do for its weight.
+
+        With a session first whom that prefers, unless that one has too much to do.
+        """
+        by_load = sorted(candidates, key=lambda one: (one.priority, self._load(one)))
+        if not session:
+            return by_load
+        return [
+            one
+            for _, equals in groupby(by_load, key=lambda one: one.priority)
+            for one in self._by_preference(list(equals), session)
+        ]
+
+    def _by_preference(
+        self, equals: Sequence[Candidate], session: str
+    ) -> Sequence[Candidate]:
+        able = [one for one in equals if self.admits(one)]
+        weights = sum(one.weight for one in able)
+        total = sum(self._live[name] for name in {one.provider.name for one in able})
+
+        def rank(one: Candidate) -> tuple[int, float]:
+            if one not in able:
+                return _LAST
+            most = most_live(total, one.weight / weights, self._rules.max_load)
+            is_busy = self._live[one.provider.name] + 1 > most
+            name = f"{one.provider.name}/{one.model}"
+            return int(is_busy), -preference(session, name, one.weight)
+
+        return sorted(equals, key=rank)
+
+    def _load(self, candidate: Candidate) -> float:
+        return (self._live[candidate.provider.name] + 1) / candidate.weight
 
     def admits(self, candidate: Candidate) -> bool:
         """Whether the candidate may be asked now; a "no" costs nothing."""

@@ -210,11 +210,31 @@ class BreakerSettings(Shape):
     """Until one request may try again."""
 
 
+class AffinitySettings(Shape):
+    """Which requests belong together; exactly one of `header` and `field`."""
+
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
+    """A request header that names the session."""
+    field: Literal["user", "prompt_cache_key"] | None = None
+    """Or a field of the request that does."""
+    max_load: Annotated[float, Field(ge=1, le=100)] = 1.25
+    """A candidate with more than this, times its share, is passed over."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.header is None) == (self.field is None):
+            message = "must have exactly one of header and field"
+            raise ValueError(message)
+        return self
+
+
 class RoutingSettings(Shape):
     """Choice of candidates and retries."""
 
     retry_budget: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Extra attempts as a share of live requests."""
+    affinity: AffinitySettings | None = None
+    """Keeps a session's requests at one of equal candidates; null balances by load."""
     breaker: BreakerSettings = BreakerSettings()
     """When a failing candidate is left alone."""
 

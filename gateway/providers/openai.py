@@ -4,6 +4,7 @@ The SDK sends; it reads nothing. Bodies go in as bytes and come out as the trans
 own stream, so that bytes stay bytes. It never retries: attempts are the router's.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -61,6 +62,8 @@ class OpenAIClient(UpstreamClient):
             buffer_bytes=buffer_bytes,
         )
         self._base_url = base_url.rstrip("/")
+        # With OPENAI_LOG=debug it would write down what providers answer.
+        logging.getLogger("openai").setLevel(logging.WARNING)
         # The key is the client's to send: given none, the SDK would look for one, and
         # for the rest of its settings, in the environment.
         self._sdk = AsyncOpenAI(

@@ -26,6 +26,7 @@ from streaming.life import Life
 _log = logging.getLogger(__name__)
 
 _ERROR = 400
+_KEY_REFUSED = (401, 403)
 _ERROR_BODY_SECONDS = 2.0
 
 
@@ -152,6 +153,9 @@ class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
                 upstream = await stack.enter_async_context(
                     candidate.provider.open(self._call, candidate.model)
                 )
+                if upstream.status in _KEY_REFUSED:
+                    name, status = candidate.provider.name, upstream.status
+                    _log.warning("provider %s refuses our key: %d", name, status)
                 if upstream.status >= _ERROR:
                     refused = await _read_refusal(upstream)
                     redact(refused, candidate.provider)

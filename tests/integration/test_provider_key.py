@@ -174,6 +174,9 @@ async def test_key_is_repeated_nowhere_when_the_provider_repeats_it(
     log = fleet.gateways[0].log
     assert CANARY not in log
     assert QUESTION not in log
+    if reply.status in {401, 403}:
+        line = f"provider {adapter}-PROVIDER_KEY refuses our key: {reply.status}"
+        assert line in log
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

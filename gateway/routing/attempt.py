@@ -15,6 +15,7 @@ from typing import Self, override
 import anyio
 from anyio.abc import ByteReceiveStream
 
+from gateway.errors import UpstreamLimited
 from gateway.providers.provider import Call, Upstream
 from gateway.routing.refusal import ERROR_BODY_BYTES, redact, refusal
 from gateway.routing.router import Candidate
@@ -25,6 +26,9 @@ from streaming.life import Life
 
 _log = logging.getLogger(__name__)
 
+LIMITED_SECONDS = 1.0
+"""How long a provider whose limit is reached comes last, where it does not say."""
+LIMITED_MOST_SECONDS = 60.0
 _ERROR = 400
 _KEY_REFUSED = (401, 403)
 _ERROR_BODY_SECONDS = 2.0
@@ -94,6 +98,11 @@ class _Place:
         self._standing.begin(self._candidate, extra=self._extra)
         return self
 
+    def answered(self) -> None:
+        """A success has begun."""
+        self._standing.note_answer(extra=self._extra)
+        self._extra = False
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
@@ -153,15 +162,26 @@ class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
                 upstream = await stack.enter_async_context(
                     candidate.provider.open(self._call, candidate.model)
                 )
-                if upstream.status in _KEY_REFUSED:
-                    name, status = candidate.provider.name, upstream.status
-                    _log.warning("provider %s refuses our key: %d", name, status)
                 if upstream.status >= _ERROR:
-                    refused = await _read_refusal(upstream)
-                    redact(refused, candidate.provider)
-                    raise refused
+                    raise await self._refusal(candidate, upstream)
+            place.answered()
             self._stack = stack.pop_all()
         return upstream
+
+    async def _refusal(self, candidate: Candidate, upstream: Upstream) -> UpstreamFault:
+        """Why the candidate refuses, fit for the caller; noted for the next call."""
+        provider = candidate.provider
+        if upstream.status in _KEY_REFUSED:
+            _log.warning(
+                "provider %s refuses our key: %d", provider.name, upstream.status
+            )
+        body = await _read_some(upstream.body)
+        fault = refusal(upstream.status, upstream.headers, body)
+        redact(fault, provider)
+        if isinstance(fault, UpstreamLimited):
+            seconds = fault.retry_after_seconds or LIMITED_SECONDS
+            self._standing.note_limit(candidate, min(seconds, LIMITED_MOST_SECONDS))
+        return fault
 
     @override
     async def __aexit__(
@@ -171,11 +191,6 @@ class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
         traceback: TracebackType | None,
     ) -> bool | None:
         return await self._stack.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102 - closing an upstream never waits
-
-
-async def _read_refusal(upstream: Upstream) -> UpstreamFault:
-    body = await _read_some(upstream.body)
-    return refusal(upstream.status, upstream.headers, body)
 
 
 async def _read_some(body: ByteReceiveStream) -> bytes:

@@ -60,6 +60,7 @@ class Standing:
         self._extra = 0
         self._breakers: dict[_Key, Breaker] = {}
         self._down: set[str] = set()
+        self._limited_until: dict[_Key, float] = {}
 
     def in_order(
         self, candidates: Sequence[Candidate], session: str = ""
@@ -67,13 +68,19 @@ class Standing:
         """By priority; among equals first who has the least to do for its weight.
 
         With a session first whom that prefers, unless that one has too much to do.
+        Whoever has said that its own limit is reached comes last for a while.
         """
-        by_load = sorted(candidates, key=lambda one: (one.priority, self._load(one)))
+        now = self.clock()
+
+        def group(one: Candidate) -> tuple[bool, int]:
+            return self._limited_until.get(_key(one), now) > now, one.priority
+
+        in_groups = sorted(candidates, key=lambda one: (group(one), self._load(one)))
         if not session:
-            return by_load
+            return in_groups
         return [
             one
-            for _, equals in groupby(by_load, key=lambda one: one.priority)
+            for _, equals in groupby(in_groups, key=group)
             for one in self._by_preference(list(equals), session)
         ]
 
@@ -103,7 +110,7 @@ class Standing:
 
     def may_retry(self) -> bool:
         """Whether an exchange may make one more attempt."""
-        budget = self._rules.retry_budget * self._live.total()
+        budget = self._rules.retry_budget * (self._live.total() - self._extra)
         return self._extra < max(EXTRA_ATTEMPTS, budget)
 
     def refusal(self, candidates: Sequence[Candidate]) -> Fault:
@@ -125,8 +132,16 @@ class Standing:
         self._extra += extra
         self._set(candidate, self._breaker(candidate).begun())
 
+    def note_answer(self, *, extra: bool) -> None:
+        """An attempt is being answered: it was worth it, and no longer counts."""
+        self._extra -= extra
+
+    def note_limit(self, candidate: Candidate, seconds: float) -> None:
+        """The candidate's own limit is reached, for so long by its own account."""
+        self._limited_until[_key(candidate)] = self.clock() + seconds
+
     def end(self, candidate: Candidate, result: AttemptResult, *, extra: bool) -> None:
-        """An attempt has ended."""
+        """An attempt has ended; ``extra`` as long as it has not been answered."""
         self._live[candidate.provider.name] -= 1
         self._extra -= extra
         breaker = self._breaker(candidate)

@@ -7,6 +7,8 @@ after ``fault_after_tokens`` tokens of a stream, and after half of a JSON body.
 
 import gzip as gzip_format
 import json
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -35,6 +37,8 @@ _JUNK: Final = (
     b"<b>hello</b>",
 )
 _BLOCK_BYTES: Final = 65_536
+_BOMB_BLOCK: Final = bytes(10**6)
+_GZIP_HEAD: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 _AFTER_FINISH: Final = frozenset({Kind.USAGE, Kind.DONE})
 _SITE_IS_OVERLOADED: Final = 529
 
@@ -214,6 +218,23 @@ def _gzip(answer: Answer) -> Iterator[Step]:
     yield Ending.KEEP_ALIVE
 
 
+def _gzip_bomb(answer: Answer) -> Iterator[Step]:
+    identity, settings = answer.generation.request_id, answer.settings
+    fields = "transfer-encoding: chunked\r\ncontent-encoding: gzip"
+    yield Write(0.0, wire.head(HTTPStatus.OK, answer.content_type, identity, fields))
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    block = deflate.compress(_BOMB_BLOCK) + deflate.flush(zlib.Z_FULL_FLUSH)
+    yield Write(answer.due(0), wire.chunk(_GZIP_HEAD))
+    checksum = 0
+    for _ in range(settings.event_megabytes):
+        checksum = zlib.crc32(_BOMB_BLOCK, checksum)
+        yield Write(0.0, wire.chunk(block))
+    length = settings.event_megabytes * len(_BOMB_BLOCK)
+    end = deflate.flush() + struct.pack("<LL", checksum, length & 0xFFFF_FFFF)
+    yield Write(0.0, wire.chunk(end))
+    yield from _clean_end()
+
+
 def _response(
     answer: Answer,
     *,
@@ -335,6 +356,7 @@ BEHAVIOURS: Final[Mapping[Fault, Behaviour]] = {
     Fault.HALF_JSON_200: partial(_response, body=b'{"choices":[{"index":0,"mess'),
     Fault.NO_CONTENT_TYPE: _without_type,
     Fault.GZIP: _gzip,
+    Fault.GZIP_BOMB: _gzip_bomb,
     Fault.GARBAGE: _garbage,
     Fault.BIG_EVENT: _big_event,
     Fault.NO_DONE: _no_done,

@@ -9,7 +9,7 @@ A model's name may say it for one request, so that no test needs a second server
     f  milliseconds until the first token
     c  tokens per event; 0: one, two and three in turn
     a  tokens per choice before a fault in mid-stream
-    m  megabytes (10^6 bytes) of the event of ``big-event``
+    m  megabytes (10^6 bytes) of the event of ``big-event``, of ``gzip-bomb`` inflated
     d  milliseconds between two bytes of ``slow-drip``
 
 ``sim-r200-t128-f50`` makes 128 tokens, 200 a second, the first after 50 ms;
@@ -55,6 +55,7 @@ class Fault(StrEnum):
     HALF_JSON_200 = "half-json-200"
     NO_CONTENT_TYPE = "no-content-type"
     GZIP = "gzip"
+    GZIP_BOMB = "gzip-bomb"
     GARBAGE = "garbage"
     BIG_EVENT = "big-event"
     NO_DONE = "no-done"
@@ -90,7 +91,8 @@ class SimulatorSettings:
         chunk_tokens: Tokens per event; 0 is one, two and three in turn.
         fault: What goes wrong, if anything does.
         fault_after_tokens: Tokens per choice before a fault in mid-stream.
-        event_megabytes: Size of the event of ``big-event``, in 10^6 bytes.
+        event_megabytes: Size of the event of ``big-event``, and of what ``gzip-bomb``
+            inflates to, in 10^6 bytes.
         drip_ms: Between two bytes of ``slow-drip``.
         keep_alive_seconds: An idle connection is closed after this long; vLLM's value.
     """

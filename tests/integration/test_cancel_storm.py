@@ -2,13 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from random import Random
 from uuid import uuid4
 
 import anyio
 import pytest
 
+from tests.integration.baseline import held
 from tests.integration.fleet import Fleet, Key, Plan, eventually
 from tests.integration.raw_client import Leave, RawClient
 
@@ -85,15 +85,3 @@ async def visit(fleet: Fleet, key: Key, random: Random) -> None:
                 await anyio.sleep_forever()
         with suppress(anyio.BrokenResourceError):
             await client.leave(random.choice(list(Leave)))
-
-
-async def held(fleet: Fleet) -> dict[str, int]:
-    """What the gateway has open, but for idle connections to the provider."""
-    names = ("active_streams", "reservations_open", "reserved_tokens")
-    found = {
-        name: (await fleet.metric(f"gateway_{name}")).total()
-        for name in (*names, "settlement_queue")
-    }
-    files = len(list(Path("/proc", str(fleet.pid), "fd").iterdir()))  # noqa: ASYNC240 - no file system
-    idle = fleet.provider.open_connections - fleet.provider.in_flight
-    return {**found, "files": files - idle, "in flight": fleet.provider.in_flight}

@@ -18,6 +18,7 @@ import pytest
 
 from gateway.demo.scenario import Fault
 from streaming.outcome import Outcome
+from tests.integration.baseline import cpu_seconds
 from tests.integration.fleet import Fleet, Plan, running
 from tests.integration.raw_client import (
     OUR_PROMPT_TOKENS,
@@ -31,6 +32,9 @@ pytestmark = pytest.mark.anyio
 TOKENS = 6
 SPOILT_AFTER = 5
 GROWN_BYTES = 8_000_000
+HEAD_BYTES = 1000
+REFUSED_SECONDS = 0.5
+"""To inflate a gigabyte takes longer."""
 ROUNDS = 20
 
 
@@ -113,6 +117,7 @@ ON_STATUS = {
     Fault.JSON_ERROR_200: FAILED,
     Fault.HALF_JSON_200: INVALID,
     Fault.GZIP: INVALID,
+    Fault.GZIP_BOMB: INVALID,
 }
 """The same, streamed or not."""
 
@@ -167,6 +172,8 @@ def fleet() -> Iterator[Fleet]:
         models={
             **{fault: f"sim-r0-t{TOKENS}-f0-m1-d0.05-x{fault}" for fault in Fault},
             "huge": f"sim-r0-f0-m500-x{Fault.BIG_EVENT}",
+            "bomb": f"sim-r0-f0-m1000-x{Fault.GZIP_BOMB}",
+            "slow-bomb": f"sim-r0-f60000-m1000-x{Fault.GZIP_BOMB}",
         },
         server={"max_response_bytes": 65_536},
         streaming={
@@ -298,6 +305,26 @@ async def test_memory_stays_flat_when_an_event_has_500_megabytes(
     assert b"upstream_invalid_response" in client.body
     assert attempt.bytes_written < 500_000_000 // 10
     assert fleet.rss_bytes - before < GROWN_BYTES
+
+
+@pytest.mark.parametrize("model", ["bomb", "slow-bomb"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_bomb_of_a_gigabyte_is_refused_by_its_head(
+    fleet: Fleet, model: str, stream: bool
+) -> None:
+    gateway = fleet.gateways[0]
+    rss, cpu, began_at = gateway.rss_bytes, cpu_seconds(gateway), anyio.current_time()
+    async with RawClient(fleet, fleet.new_key(), uuid4().hex) as client:
+        await client.ask(model, stream=stream)
+        await client.read_to_end()
+        attempt = await fleet.attempt(client.request_id)
+    seconds = anyio.current_time() - began_at
+    cpu, grown = cpu_seconds(gateway) - cpu, gateway.rss_bytes - rss
+    print(f"{1000 * seconds:.0f} ms, {cpu:.2f} s of CPU, {grown / 1024:.0f} KiB more")
+    assert (client.status, error_code(client.body)) == (502, INVALID.code)
+    assert max(seconds, cpu) < REFUSED_SECONDS
+    assert grown < GROWN_BYTES
+    assert model == "bomb" or attempt.bytes_written < HEAD_BYTES
 
 
 @pytest.mark.parametrize(

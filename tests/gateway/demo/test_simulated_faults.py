@@ -239,6 +239,13 @@ async def test_gzip(provider: SimulatedProvider) -> None:
     assert gzip.decompress(seen.body).endswith(b"data: [DONE]\n\n")
 
 
+async def test_gzip_bomb(provider: SimulatedProvider) -> None:
+    seen = await ask(provider, Fault.GZIP_BOMB, settings="-m3")
+    assert b"content-encoding: gzip" in seen.head
+    assert len(seen.body) < 10_000
+    assert gzip.decompress(seen.body) == bytes(3_000_000)
+
+
 async def test_garbage(provider: SimulatedProvider) -> None:
     seen = await ask(provider, Fault.GARBAGE)
     for junk in seen.events[6:]:

@@ -87,7 +87,7 @@ class Pulse:
             self._since = now
 
     def note_unsent(self, unsent_bytes: int, now: float) -> None:
-        """What of our answer has not left this process; less of it is progress."""
+        """What of our answer the client has not taken; less of it is progress."""
         if unsent_bytes < self._unsent:
             self._since = now
         self._unsent = unsent_bytes

@@ -20,7 +20,7 @@ class Watched(Protocol):
         """Send a heartbeat, if one may be sent now."""
 
     def unsent_bytes(self) -> int:
-        """What of the answer has not left this process."""
+        """What of the answer the client has not taken, as far as one can tell."""
 
 
 class Ticker:

@@ -7,6 +7,10 @@ stall policy works without it.
 """
 
 import asyncio
+import fcntl
+import sys
+import termios
+from contextlib import suppress
 from typing import cast
 
 from starlette.types import Send
@@ -17,3 +21,18 @@ def transport_of(send: Send) -> asyncio.Transport | None:
     # By its methods: uvloop's transports are no subclass of asyncio's.
     transport = getattr(getattr(send, "__self__", None), "transport", None)
     return cast("asyncio.Transport", transport) if hasattr(transport, "abort") else None
+
+
+def unsent_bytes(transport: asyncio.Transport) -> int:
+    """What the client's kernel has not acknowledged; where none tells, what we hold.
+
+    The kernel takes more from us only when a good part of its own buffer is free: of a
+    slow reader that buffer knows long before ours does.
+    """
+    held = transport.get_write_buffer_size()
+    with suppress(OSError, ValueError):  # it may have been closed
+        fileno: int = transport.get_extra_info("socket").fileno()
+        held += int.from_bytes(
+            fcntl.ioctl(fileno, termios.TIOCOUTQ, bytes(4)), sys.byteorder
+        )
+    return held

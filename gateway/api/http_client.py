@@ -6,7 +6,7 @@ from typing import override
 from anyio.abc import TaskGroup
 from starlette.types import Message, Send
 
-from gateway.api.connection import transport_of
+from gateway.api.connection import transport_of, unsent_bytes
 from gateway.api.error_response import error_body, error_frame, error_headers
 from gateway.exchange.client import Client
 from streaming.errors import Fault
@@ -100,7 +100,7 @@ class HttpClient(Client):
     @override
     def unsent_bytes(self) -> int:
         transport = transport_of(self._raw_send)
-        return 0 if transport is None else transport.get_write_buffer_size()
+        return 0 if transport is None else unsent_bytes(transport)
 
     async def _beat(self) -> None:
         if not self._started:

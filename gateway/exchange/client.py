@@ -45,5 +45,5 @@ class Client(ObjectSendStream[Batch]):
         """Send a heartbeat, if one may be sent now."""
 
     def unsent_bytes(self) -> int:
-        """What of the answer has not left this process; 0 where nobody can tell."""
+        """What of the answer it has not taken; 0 where nobody can tell."""
         return 0

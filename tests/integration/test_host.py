@@ -1,0 +1,135 @@
+"""What a host does to a process: it does not run for seconds, or its clock jumps."""
+
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import anyio
+import pytest
+
+from gateway.demo.valkey import EmbeddedValkey
+from tests.integration.baseline import held
+from tests.integration.fault_proxy import FaultProxy
+from tests.integration.fleet import Fleet, Key, Plan, eventually, free_port
+from tests.integration.raw_client import PROMPT_TOKENS, RawClient
+
+pytestmark = pytest.mark.anyio
+
+LEASE_SECONDS = 5.0
+QUIET_SECONDS = 4.0
+BEGUN_SECONDS = 0.7
+ASKED_SECONDS = 0.05
+"""A call has reached the store by then, and is not overdue."""
+STREAMS = 20
+CALLERS = 8
+TOKENS = {"steady": 60, "brief": 3}
+MODELS = {"steady": "sim-r30-t60-f0", "brief": "sim-r0-t3-f0"}
+STAYS = 1
+"""The gateway that is not stopped, and sweeps."""
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Fleet]:
+    async with Fleet(Plan(models=MODELS, gateways=2)) as fleet:
+        yield fleet
+
+
+@dataclass
+class Visitor:
+    """Asks one thing after the other; each must be answered whole.
+
+    Attributes:
+        asked: How often by now.
+    """
+
+    fleet: Fleet
+    model: str
+    key: Key = field(init=False)
+    asked: int = 0
+
+    def __post_init__(self) -> None:
+        self.key = self.fleet.new_key()
+
+    async def ask(self) -> None:
+        self.asked += 1
+        async with RawClient(self.fleet, self.key, uuid4().hex) as client:
+            await client.ask(self.model)
+            await client.read_to_end()
+        assert client.status == 200, client.body
+        assert client.body.endswith(b"data: [DONE]\n\n"), client.body[-300:]
+        assert client.tokens == TOKENS[self.model]
+
+    async def ask_until(self, end: anyio.Event) -> None:
+        while not end.is_set():
+            await self.ask()
+
+    @property
+    def cost(self) -> int:
+        return self.asked * (PROMPT_TOKENS + TOKENS[self.model])
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [1.0, *(pytest.param(one, marks=pytest.mark.soak) for one in (3.0, 7.0))],
+)
+async def test_nobody_is_failed_or_charged_twice_when_a_process_is_stopped(
+    pair: Fleet, seconds: float
+) -> None:
+    await Visitor(pair, "brief").ask()
+    before = await held(pair)
+    streams = [Visitor(pair, "steady") for _ in range(STREAMS)]
+    callers = [Visitor(pair, "brief") for _ in range(CALLERS)]
+    woken = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        for stream in streams:
+            tasks.start_soon(stream.ask)
+        for caller in callers:
+            tasks.start_soon(caller.ask_until, woken)
+        await anyio.sleep(BEGUN_SECONDS)
+        pair.gateways[0].signal(signal.SIGSTOP)
+        await anyio.sleep(seconds)
+        expired = await expired_by_the_other(pair)
+        pair.gateways[0].signal(signal.SIGCONT)
+        await anyio.sleep(BEGUN_SECONDS)
+        woken.set()
+    print(f"stopped for {seconds} s: {expired} leases expired meanwhile")
+    assert (expired >= STREAMS) is (seconds > LEASE_SECONDS)
+    for visitor in (*streams, *callers):
+        assert await pair.used(visitor.key) == visitor.cost
+    assert not await pair.metric("gateway_rejections_total")
+    assert "store is lost" not in pair.gateways[0].log
+    assert await eventually(lambda: held(pair), before.__eq__, QUIET_SECONDS) == before
+
+
+async def test_call_to_the_store_is_not_given_up_when_its_reply_came_in_our_sleep() -> (
+    None
+):
+    port = free_port()
+    async with (
+        EmbeddedValkey(port=port),
+        FaultProxy(("127.0.0.1", port)) as store,
+        Fleet(
+            Plan(models=MODELS, store_url=f"redis://127.0.0.1:{store.port}")
+        ) as fleet,
+    ):
+        async with fleet.client() as client:
+            await fleet.gateways[0].answers("/readyz", client)
+        callers = [Visitor(fleet, "brief") for _ in range(CALLERS)]
+        await callers[0].ask()
+        store.hold()
+        async with anyio.create_task_group() as tasks:
+            for caller in callers:
+                tasks.start_soon(caller.ask)
+            await anyio.sleep(ASKED_SECONDS)
+            fleet.gateways[0].signal(signal.SIGSTOP)
+            store.release()
+            await anyio.sleep(1)
+            fleet.gateways[0].signal(signal.SIGCONT)
+        for caller in callers:
+            assert await fleet.used(caller.key) == caller.cost
+
+
+async def expired_by_the_other(fleet: Fleet) -> int:
+    name = "gateway_settlements_total"
+    return (await fleet.metric(name, "result", at=STAYS))["expired"]

@@ -1,18 +1,22 @@
 """What a host does to a process: it does not run for seconds, or its clock jumps."""
 
 import signal
+import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 from uuid import uuid4
 
 import anyio
 import pytest
 
+from gateway.auth.principal import Limits
 from gateway.demo.valkey import EmbeddedValkey
 from tests.integration.baseline import held
 from tests.integration.fault_proxy import FaultProxy
-from tests.integration.fleet import Fleet, Key, Plan, eventually, free_port
-from tests.integration.raw_client import PROMPT_TOKENS, RawClient
+from tests.integration.fleet import Fleet, Key, Plan, Terms, eventually, free_port
+from tests.integration.raw_client import PROMPT_TOKENS, RawClient, chat
 
 pytestmark = pytest.mark.anyio
 
@@ -24,7 +28,18 @@ ASKED_SECONDS = 0.05
 STREAMS = 20
 CALLERS = 8
 TOKENS = {"steady": 60, "brief": 3}
-MODELS = {"steady": "sim-r30-t60-f0", "brief": "sim-r0-t3-f0"}
+MODELS = {
+    "steady": "sim-r30-t60-f0",
+    "brief": "sim-r0-t3-f0",
+    "silent": "sim-r0-f0-xhang-mid-stream",
+}
+LIMITED = Terms(Limits(requests_per_minute=2, tokens_per_day=100_000))
+CLOCK = Path(__file__).with_name("jumping_clock.py")
+HALF_A_DAY = 43_200
+JUMPS = {signal.SIGUSR1: 2, signal.SIGUSR2: -2}
+"""How many halves of a day."""
+IDLE_SECONDS = 1.0
+LATE_SECONDS = 0.8
 STAYS = 1
 """The gateway that is not stopped, and sweeps."""
 
@@ -32,6 +47,18 @@ STAYS = 1
 @pytest.fixture
 async def pair() -> AsyncIterator[Fleet]:
     async with Fleet(Plan(models=MODELS, gateways=2)) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+async def jumping() -> AsyncIterator[Fleet]:
+    plan = Plan(
+        models=MODELS,
+        terms=(LIMITED,),
+        streaming={"idle_seconds": IDLE_SECONDS},
+        command=(sys.executable, str(CLOCK), "gateway"),
+    )
+    async with Fleet(plan) as fleet:
         yield fleet
 
 
@@ -45,11 +72,8 @@ class Visitor:
 
     fleet: Fleet
     model: str
-    key: Key = field(init=False)
+    key: Key
     asked: int = 0
-
-    def __post_init__(self) -> None:
-        self.key = self.fleet.new_key()
 
     async def ask(self) -> None:
         self.asked += 1
@@ -76,10 +100,10 @@ class Visitor:
 async def test_nobody_is_failed_or_charged_twice_when_a_process_is_stopped(
     pair: Fleet, seconds: float
 ) -> None:
-    await Visitor(pair, "brief").ask()
+    await Visitor(pair, "brief", pair.new_key()).ask()
     before = await held(pair)
-    streams = [Visitor(pair, "steady") for _ in range(STREAMS)]
-    callers = [Visitor(pair, "brief") for _ in range(CALLERS)]
+    streams = [Visitor(pair, "steady", pair.new_key()) for _ in range(STREAMS)]
+    callers = [Visitor(pair, "brief", pair.new_key()) for _ in range(CALLERS)]
     woken = anyio.Event()
     async with anyio.create_task_group() as tasks:
         for stream in streams:
@@ -115,7 +139,7 @@ async def test_call_to_the_store_is_not_given_up_when_its_reply_came_in_our_slee
     ):
         async with fleet.client() as client:
             await fleet.gateways[0].answers("/readyz", client)
-        callers = [Visitor(fleet, "brief") for _ in range(CALLERS)]
+        callers = [Visitor(fleet, "brief", fleet.new_key()) for _ in range(CALLERS)]
         await callers[0].ask()
         store.hold()
         async with anyio.create_task_group() as tasks:
@@ -128,6 +152,49 @@ async def test_call_to_the_store_is_not_given_up_when_its_reply_came_in_our_slee
             fleet.gateways[0].signal(signal.SIGCONT)
         for caller in callers:
             assert await fleet.used(caller.key) == caller.cost
+
+
+@pytest.mark.parametrize("jump", JUMPS)
+async def test_streams_deadlines_and_windows_stay_when_the_clock_jumps(
+    jumping: Fleet, jump: signal.Signals
+) -> None:
+    key, other = jumping.new_key(LIMITED), jumping.new_key()
+    stream = Visitor(jumping, "steady", key)
+    before = await jumping.quota(key)
+    async with RawClient(jumping, other, uuid4().hex) as silent:
+        await silent.ask("silent")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.ask)
+            await silent.read_until(b"river")
+            spoke_at, clock = anyio.current_time(), await clock_of(jumping)
+            jumping.gateways[0].signal(jump)
+            now = await eventually(
+                lambda: clock_of(jumping), lambda now: abs(now - clock) > HALF_A_DAY
+            )
+            assert round((now - clock) / HALF_A_DAY) == JUMPS[jump]
+            await silent.read_to_end()
+            waited = anyio.current_time() - spoke_at
+    assert b"upstream_timeout" in silent.body
+    assert IDLE_SECONDS - 0.1 < waited < IDLE_SECONDS + LATE_SECONDS
+    assert await jumping.used(key) == stream.cost
+    after = await jumping.quota(key)
+    resets = [
+        [one["resets_at"] for one in quota["windows"]] for quota in (before, after)
+    ]
+    assert resets[0] == resets[1]
+    await stream.ask()
+    async with jumping.client(key) as client:
+        refused = await client.post("/v1/chat/completions", json=chat("steady"))
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 0 < int(refused.headers["retry-after"]) <= 30
+    assert await jumping.used(key) == stream.cost
+
+
+async def clock_of(fleet: Fleet) -> float:
+    """The gateway's, Unix seconds."""
+    async with fleet.client() as client:
+        date = (await client.get("/healthz")).headers["date"]
+    return parsedate_to_datetime(date).timestamp()
 
 
 async def expired_by_the_other(fleet: Fleet) -> int:

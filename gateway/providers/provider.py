@@ -93,6 +93,7 @@ class Provider(Protocol):
             UpstreamUnreachable: The connection was refused.
             UpstreamLost: It ended before any byte of an answer.
             ConnectTimeout: It was not made in time.
+            Overloaded: This process can open no more connections.
             UpstreamInvalid: The answer is not HTTP, or is compressed.
         """
         ...

@@ -1,5 +1,6 @@
 """One provider's server over HTTP: what all adapters share."""
 
+import errno
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -10,10 +11,10 @@ from typing import override
 
 import httpx
 
-from gateway.errors import ConnectTimeout, UpstreamLost, UpstreamUnreachable
+from gateway.errors import ConnectTimeout, Overloaded, UpstreamLost, UpstreamUnreachable
 from gateway.providers.provider import Upstream
 from gateway.providers.transport import PooledTransport, ResponseBody
-from streaming.errors import UpstreamFault, UpstreamInvalid, UpstreamTimeout
+from streaming.errors import Fault, UpstreamFault, UpstreamInvalid, UpstreamTimeout
 
 type Send = Callable[[], Awaitable[httpx.Response]]
 """Sends a request; returns when the head of its answer is there."""
@@ -30,6 +31,8 @@ _FAULTS: tuple[tuple[type[httpx.TransportError], type[UpstreamFault]], ...] = (
     (httpx.TransportError, UpstreamInvalid),
 )
 """What a transport's error means; the first match counts."""
+_OUR_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Of this process or its host: no provider is to blame."""
 
 
 class UpstreamClient:
@@ -228,5 +231,8 @@ def _is_acceptable(status: int, headers: Mapping[str, str]) -> bool:
     return status in _STATUSES and encoding in {"identity", ""}
 
 
-def _fault_of(error: httpx.TransportError) -> UpstreamFault:
+def _fault_of(error: httpx.TransportError) -> Fault:
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in _OUR_LIMITS:
+        return Overloaded(retry_after_seconds=1.0)
     return next(fault() for kind, fault in _FAULTS if isinstance(error, kind))

@@ -109,9 +109,11 @@ class FaultProxy:
                 await anyio.connect_tcp(*self._target) as target,
                 anyio.create_task_group() as tasks,
             ):
-                tasks.start_soon(_pass_on, client, target.send)
-                await _pass_on(target, lambda data: self._reply(data, client))
-                tasks.cancel_scope.cancel()
+                over = tasks.cancel_scope  # for both when one side has ended
+                tasks.start_soon(_pass_on, client, target.send, over)
+                await _pass_on(target, lambda data: self._reply(data, client), over)
+        except OSError:
+            pass  # nobody is there: its connection ends
         finally:
             self._connections.discard(client)
 
@@ -139,13 +141,16 @@ class FaultProxy:
 
 
 async def _pass_on(
-    source: ByteStream, send: Callable[[bytes], Awaitable[None]]
+    source: ByteStream,
+    send: Callable[[bytes], Awaitable[None]],
+    over: anyio.CancelScope,
 ) -> None:
     try:
         while True:
             await send(await source.receive())
     except _GONE:
         await anyio.aclose_forcefully(source)
+        over.cancel()
 
 
 class BlackHole:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from tests.integration.baseline import cpu_seconds, held
+from tests.integration.baseline import at_rest, cpu_seconds, held, left_over
 from tests.integration.fleet import GATEWAY, Fleet, Plan, eventually
 from tests.integration.raw_client import RawClient
 
@@ -93,7 +93,8 @@ async def visiting(fleet: Fleet, amount: int) -> AsyncIterator[Sequence[Visit]]:
 async def test_live_streams_go_on_when_there_are_more_clients_than_descriptors(
     fleet: Fleet, surplus: int, cut: int
 ) -> None:
-    gateway, before = fleet.gateways[0], await held(fleet)
+    gateway = fleet.gateways[0]
+    before = await at_rest(lambda: held(fleet))
     async with visiting(fleet, LIVE) as live:
         await eventually(lambda: all_are_served(live), bool, QUIET_SECONDS)
         async with visiting(fleet, surplus) as crowd:
@@ -115,7 +116,7 @@ async def test_live_streams_go_on_when_there_are_more_clients_than_descriptors(
     assert cpu < MOST_CPU_SECONDS
     async with fleet.client() as client:
         await gateway.answers("/healthz", client)
-    assert await eventually(lambda: held(fleet), before.__eq__, QUIET_SECONDS) == before
+    assert await left_over(lambda: held(fleet), before, QUIET_SECONDS) == {}
 
 
 async def latecomer(fleet: Fleet) -> Visit:

@@ -111,7 +111,7 @@ async def test_live_streams_go_on_when_there_are_more_clients_than_descriptors(
     assert told.keys() <= {"served", "cut", "gateway_overloaded"}
     assert told["cut"] <= cut
     assert told["served"] < surplus
-    assert {one.told for one in late} <= {"cut", "gateway_overloaded"}
+    assert {one.told for one in late} <= {"gateway_overloaded"}
     assert quickest < TOLD_SECONDS
     assert cpu < MOST_CPU_SECONDS
     async with fleet.client() as client:

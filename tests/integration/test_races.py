@@ -127,8 +127,7 @@ def plan(store_url: str, puppet: Puppet, gateways: int, **streaming: float) -> P
     )
 
 
-@pytest.fixture(scope="module")
-async def house() -> AsyncIterator[House]:
+async def standing() -> AsyncIterator[House]:
     port = free_port()
     async with (
         EmbeddedValkey(port=port),
@@ -141,7 +140,11 @@ async def house() -> AsyncIterator[House]:
             Fleet(plan(url, puppet, 1 + drains)) as patient,
             Fleet(plan(url, puppet, 1, **HASTY)) as hasty,
         ):
-            yield House(store, puppet, patient, hasty, list(range(1, 1 + drains)))
+            unused = list(range(1, 1 + drains))
+            yield House(store, puppet, patient, hasty, unused)  # noqa: ASYNC119 - pytest ends it
+
+
+house = pytest.fixture(standing, scope="module", name="house")
 
 
 @dataclass
@@ -263,7 +266,9 @@ async def provider_fails(scene: Scene) -> None:
 
 async def deadline(scene: Scene) -> None:
     if scene.is_settling:
-        await anyio.sleep(scene.started_at + TOTAL_SECONDS * 1.15 - now())
+        await anyio.sleep(
+            scene.started_at + TOTAL_SECONDS * 1.15 - anyio.current_time()
+        )
     elif scene.is_blocked:
         await scene.turn.left()
     await scene.client.read_to_end()
@@ -325,7 +330,7 @@ async def test_race_ends_as_the_table_says(house: House, row: str, column: str) 
     at = house.unused.pop() if row == "drain" else 0
     key = fleet.new_key(LIMITED if row == "quota used up" else UNLIMITED)
     async with RawClient(fleet, key, uuid4().hex, at) as client:
-        started_at = now()
+        started_at = anyio.current_time()
         await client.ask("puppet", max_tokens=CAP)
         turn = await house.puppet.turn()
         scene = Scene(house, fleet, at, key, client, turn, started_at)
@@ -345,10 +350,6 @@ async def test_race_ends_as_the_table_says(house: House, row: str, column: str) 
             increase = scene.peak or await scene.figure(said.metric) - figure
     assert Cell(seen(scene), outcome, await settled(scene), said.metric) == said
     assert increase == 1
-
-
-def now() -> float:
-    return anyio.current_time()
 
 
 def seen(scene: Scene) -> str:

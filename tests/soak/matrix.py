@@ -32,7 +32,14 @@ from tests.integration.raw_client import (
     Leave,
     RawClient,
 )
-from tests.integration.test_faults import STREAMED, TOKENS, WHOLE, Seen, error_code
+from tests.integration.test_faults import (
+    STREAMED,
+    TOKENS,
+    WHOLE,
+    Seen,
+    check_retry_after,
+    error_code,
+)
 from tests.soak.history import End, Exchange, Sample
 
 GATEWAYS = 3
@@ -211,24 +218,23 @@ class Scene:
             one.end = End.CUT if errors else End.COMPLETE
             one.relayed = 0 if one.stream or errors else TOKENS
         else:
-            assert {429, 503}.isdisjoint({client.status}) or self._says_when(client)
+            check_retry_after(client)
             # What a drain ends may have been generated.
             drained = one.code == "gateway_draining" and not one.stream
             one.end = End.CUT if drained else End.REFUSED
-
-    @staticmethod
-    def _says_when(client: RawClient) -> bool:
-        return {b"retry-after", b"retry-after-ms"} <= client.headers.keys()
 
     @property
     def status(self) -> int:
         """As the client saw it, 0 if it saw none."""
         return 0 if self.client is None else self.client.status
 
+    @property
+    def is_told(self) -> bool:
+        """Whether its client stayed, and was not refused for want of the store."""
+        return self.plot.leaves is None and (self.status, self.one.code) != NO_STORE
+
     def differs(self) -> str:
-        """How it ended, if the table says otherwise and the store did not refuse it."""
-        if self.plot.leaves is not None or (self.status, self.one.code) == NO_STORE:
-            return ""
+        """How it ended, if the table says otherwise."""
         said = self.plot.table[self.plot.fault]
         expected = (said.status, said.code or "", said.relayed, said.done)
         seen = (self.status, self.one.code, self.one.relayed, self.done)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 import anyio
+import httpx
 
 from gateway.api.quota import Quota
 from gateway.demo.attempts import Attempt
@@ -244,12 +245,17 @@ class Scene:
 async def books(house: House, scene: Scene) -> Sample:
     """The books of a scene's key, as soon as nothing is held or too late."""
 
-    async def read() -> Quota:
-        return await house.fleet.quota(scene.key, at=STAYS)
+    async def read() -> Quota | None:
+        with suppress(httpx.HTTPStatusError):  # it may have lost sight of the store
+            return await house.fleet.quota(scene.key, at=STAYS)
+        return None
 
     quota = await eventually(
-        read, lambda now: not now["reservations"], within_seconds=SETTLED_SECONDS
+        read,
+        lambda now: now is not None and not now["reservations"],
+        within_seconds=SETTLED_SECONDS,
     )
+    assert quota is not None
     month = quota["windows"][1]
     return Sample(
         at=anyio.current_time(),

@@ -12,6 +12,7 @@ from secrets import randbits
 import pytest
 
 from tests.integration import test_races as races
+from tests.integration.fleet import eventually
 from tests.integration.test_races import House
 
 pytestmark = [pytest.mark.anyio, pytest.mark.soak, pytest.mark.timeout(300)]
@@ -33,3 +34,11 @@ async def test_races_end_as_the_table_says_in_any_order(
     for row, column in cells:
         print(row, column)
         await races.test_race_ends_as_the_table_says(house, row, column)
+        assert await eventually(lambda: queued(house), lambda now: now == 0) == 0
+
+
+async def queued(house: House) -> int:
+    """Settlements that may have been made, but of which no gateway knows yet."""
+    fleets = (house.patient, house.hasty)
+    found = [await one.metric("gateway_settlement_queue") for one in fleets]
+    return sum(one.total() for one in found)

@@ -8,8 +8,8 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from tests.integration.baseline import held
-from tests.integration.fleet import Fleet, Key, Plan, eventually
+from tests.integration.baseline import at_rest, held, left_over
+from tests.integration.fleet import Fleet, Key, Plan
 from tests.integration.raw_client import Leave, RawClient
 
 pytestmark = pytest.mark.anyio
@@ -50,7 +50,7 @@ async def test_nothing_is_left_after_a_minute_of_that(fleet: Fleet) -> None:
 async def storm(fleet: Fleet, seconds: float) -> None:
     key = fleet.new_key()
     await visit(fleet, key, Random(0))  # whatever is opened once
-    before = await held(fleet)
+    before = await at_rest(lambda: held(fleet))
     asked = len(fleet.provider.log)
     seed = Random().randrange(1 << 30)
     print(f"seed {seed}")
@@ -58,10 +58,7 @@ async def storm(fleet: Fleet, seconds: float) -> None:
     async with anyio.create_task_group() as tasks:
         for number in range(CLIENTS):
             tasks.start_soon(visit_until, fleet, key, Random(seed + number), until)
-    after = await eventually(
-        lambda: held(fleet), lambda now: now == before, within_seconds=QUIET_SECONDS
-    )
-    assert after == before
+    assert await left_over(lambda: held(fleet), before, QUIET_SECONDS) == {}
     sent = [one for one in list(fleet.provider.log)[asked:] if one.end is not None]
     print(f"{len(fleet.provider.log) - asked} requests")
     assert len(sent) == len(fleet.provider.log) - asked > CLIENTS

@@ -19,6 +19,8 @@ from streaming.errors import UpstreamFault, UpstreamInvalid
 _BOM = b"\xef\xbb\xbf"
 _BLANK_LINE = b"\n\n"
 _DATA = b"data: "
+_NEXT = _BLANK_LINE + _DATA
+_PLAIN_BYTES = len(_DATA) + len(_BLANK_LINE)
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -34,9 +36,8 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
     def with_data(self, data: bytes) -> "Frame":
         """The same event with another payload of one line."""
-        ending = self.data + _BLANK_LINE
-        if self.wire.endswith(ending):
-            return Frame(data, self.wire[: -len(ending)] + data + _BLANK_LINE)
+        if len(self.wire) == len(self.data) + _PLAIN_BYTES:  # no other line has room
+            return Frame(data, b"data: %b\n\n" % data)
         kept = [line for line in self.wire.split(b"\n") if line.startswith(b"event")]
         return Frame(data, b"\n".join([*kept, b"data: " + data]) + _BLANK_LINE)
 
@@ -101,12 +102,12 @@ class Framer:
         return None if self.fault else self._frame(tail)
 
     def _frames(self, whole: bytes) -> list[Frame]:
+        blocks = whole.split(_BLANK_LINE)
+        if self._are_plain(whole, len(blocks) - 1):
+            return [Frame(block[6:], block + _BLANK_LINE) for block in blocks]
         frames: list[Frame] = []
-        for block in whole.split(_BLANK_LINE):
-            if block.startswith(_DATA) and b"\n" not in block and block != _DATA:
-                frame: Frame | None = Frame(block[len(_DATA) :], block + _BLANK_LINE)
-            else:
-                frame = self._frame(block)
+        for block in blocks:
+            frame = self._frame(block)
             if frame is None:
                 continue
             if len(frame.wire) - 2 > self._max_event_bytes:
@@ -114,6 +115,17 @@ class Framer:
                 break
             frames.append(frame)
         return frames
+
+    def _are_plain(self, whole: bytes, joints: int) -> bool:
+        """Whether every event is one ``data`` line: what providers send all the time."""
+        return (
+            whole.startswith(_DATA)
+            and whole.count(_NEXT) == joints
+            and whole.count(b"\n") == 2 * joints
+            and _DATA + b"\n" not in whole
+            and len(_DATA) < len(whole) <= self._max_event_bytes
+            and not whole.endswith(b"\n" + _DATA)
+        )
 
     @staticmethod
     def _frame(block: bytes) -> Frame | None:

@@ -13,7 +13,8 @@ _SPACE = b" \t\r\n"
 # A usage object as providers write it: plain strings, one level of details.
 _INNER = rb'(?:[^{}"\\]++|"[^"\\]*+")'
 _FLAT = rb"\{(?:" + _INNER + rb"|\{" + _INNER + rb"*+\})*+\}"
-_FLAT_START = b',"usage":{'
+_PLAIN_START = b',"usage":'
+_PLAIN = re.compile(_PLAIN_START + rb'(?:null|\{(?:"[a-z_]++":[0-9]++,?+)*+\})')
 _USAGE = re.compile(rb'(?<!\\)"usage"\s*+:\s*+(?:null|' + _FLAT + rb")")
 
 
@@ -28,12 +29,9 @@ def without_usage(data: bytes) -> bytes:
         directly in an element of ``choices``, and without the comma that joined it.
     """
     if data.count(b'"usage"') == 1:
-        start = data.find(_FLAT_START)
-        end = data.find(b"}", start) + 1
-        inside = data[start + len(_FLAT_START) : end - 1]
-        # An even number of quotes: the brace is in no string. This is every token.
-        if start >= 0 and b"{" not in inside and inside.count(b'"') % 2 == 0:
-            return data[:start] + data[end:]
+        start = data.rfind(_PLAIN_START)
+        if start >= 0 and (plain := _PLAIN.match(data, start)):  # this is every token
+            return data[:start] + data[plain.end() :]
         if match := _USAGE.search(data):
             return _cut(data, match.start(), match.end())
     for start, end in reversed(_usage_spans(data)):

@@ -43,12 +43,11 @@ class Meter(Stage):
     def __init__(self, encode: Callable[[str], Sequence[object]]) -> None:
         self._encode = encode
         self.most = _UNBOUNDED
-        self._runs: dict[Hashable, IncrementalCounter] = {}
+        self._runs: dict[Hashable, IncrementalCounter] = {}  # text since the last usage
         self.done = False
         self.is_behind = False
         self._by_choice: dict[int, int] = {}  # running usage, where it is per choice
-        self._text_since_usage = False
-        self._known = 0  # what completion_tokens() said last
+        self._known = 0  # tokens of all but the last so many bytes of text
         self._bytes_since_known = 0
         self.usage: TokenUsage | None = None
         self.first_text_at: float | None = None
@@ -60,7 +59,8 @@ class Meter(Stage):
         """Take note of every event; nothing is changed."""
         heard = False
         for event in batch:
-            heard |= self.note(event.reading)
+            if self.note(event.reading):
+                heard = True
         if heard:
             self.text_batches += 1
             self.last_text_at = now
@@ -81,28 +81,33 @@ class Meter(Stage):
         if self.done:
             return False
         self.done = reading.done
-        for run, text in reading.texts:
+        if reading.usage is not None:
+            self._take(reading.usage, reading.choices)
+        elif reading.texts:
+            self._count(reading.texts)
+        return bool(reading.texts)
+
+    def _count(self, texts: Sequence[tuple[Hashable, str]]) -> None:
+        for run, text in texts:
             counter = self._runs.get(run)
             if counter is None:
                 counter = self._begin(run)
             counter.feed(text)
             self.is_behind |= counter.is_behind
             self._bytes_since_known += len(text) if text.isascii() else 4 * len(text)
-        if reading.texts:
-            self._text_since_usage = True
-        if reading.usage is not None:
-            self._take(reading.usage, reading.choices)
-        return bool(reading.texts)
 
     def _take(self, usage: TokenUsage, choices: Sequence[int]) -> None:
-        self._text_since_usage = False
-        if len(choices) != 1 or len(self._by_choice) >= _MAX_RUNS:
-            self.usage = usage
-            return
-        # In an event of one choice vLLM reports that choice's tokens, not all.
-        self._by_choice[choices[0]] = usage.completion_tokens
-        completion = sum(self._by_choice.values())
-        self.usage = TokenUsage(usage.prompt_tokens, completion)
+        if len(choices) == 1 and len(self._by_choice) < _MAX_RUNS:
+            # In an event of one choice vLLM reports that choice's tokens, not all.
+            self._by_choice[choices[0]] = usage.completion_tokens
+            if len(self._by_choice) > 1:
+                completion = sum(self._by_choice.values())
+                usage = TokenUsage(usage.prompt_tokens, completion)
+        self.usage = usage
+        # It covers all text so far, that of its own event included.
+        self._known, self._bytes_since_known = usage.completion_tokens, 0
+        if self._runs:
+            self._runs.clear()
 
     def catch_up(self) -> None:
         """Count one slice of what waits; for callers who let others run in between."""
@@ -111,23 +116,16 @@ class Meter(Stage):
             behind[0].catch_up()
         self.is_behind = bool(behind)
 
-    def counted(self) -> int:
-        """Completion tokens of all text so far, by our own count."""
-        return sum(counter.total() for counter in self._runs.values())
-
     def completion_tokens(self) -> int:
-        """Completion tokens so far, by the best source that covers all text."""
+        """Completion tokens so far: as reported, and our count of the text since."""
         reported = 0 if self.usage is None else self.usage.completion_tokens
-        if self.usage is None or self._text_since_usage:
-            reported = max(reported, self.counted())
-        self._known = reported
+        counted = sum(counter.total() for counter in self._runs.values())
+        self._known = reported + counted
         self._bytes_since_known = 0
-        return reported
+        return self._known
 
     def progress_at_most(self) -> int:
         """Completion tokens so far, from above, without encoding: a byte is a token."""
-        if self.usage is not None and not self._text_since_usage:
-            return self.usage.completion_tokens
         return self._known + self._bytes_since_known
 
     def overran(self) -> bool:
@@ -148,7 +146,7 @@ class Meter(Stage):
             ended: Whether the stream came to its proper end, which makes the last
                 usage the final one.
         """
-        if self.usage is None or (self._text_since_usage and not ended):
+        if self.usage is None or (self._runs and not ended):
             return UsageSource.COUNTED
         return UsageSource.PROVIDER if ended else UsageSource.CONTINUOUS
 

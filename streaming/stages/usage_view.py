@@ -52,7 +52,11 @@ class UsageView(Stage):
         if self._untouched:
             return batch
         if self._hide:
-            return [_hidden(event) for event in batch if not _is_usage_event(event)]
+            return [
+                _hidden(event) if event.reading.has_usage else event
+                for event in batch
+                if event.reading.choices or event.reading.usage is None
+            ]
         seen: Batch = []
         for event in batch:
             self._final_only(event, seen)
@@ -82,7 +86,5 @@ def _is_usage_event(event: Event) -> bool:
 
 
 def _hidden(event: Event) -> Event:
-    if not event.reading.has_usage:
-        return event
     frame = event.frame
     return Event(frame.with_data(without_usage(frame.data)), event.reading)

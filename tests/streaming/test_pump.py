@@ -180,7 +180,7 @@ async def test_pump_accounts_for_what_was_read_but_not_relayed() -> None:
     rig = Rig()
     await rig.run(ScriptedSource(HELLO, UpstreamTruncated()))
     rig.pump.account_for(HELLO + HELLO)
-    assert rig.meter.counted() > 2
+    assert rig.meter.completion_tokens() > 2
 
 
 async def test_pump_cuts_when_the_provider_generates_more_than_it_was_allowed() -> None:
@@ -199,7 +199,7 @@ async def test_pump_believes_its_own_count_when_it_is_twice_the_allowance() -> N
     rig.meter.most = 2
     word = b'data: {"choices":[{"index":0,"delta":{"content":"x "}}]}\n\n'
     assert isinstance(await rig.run(ScriptedSource(*[word] * 100)), UpstreamOverrun)
-    assert rig.meter.counted() == 2 * 2 + 64 + 1
+    assert rig.meter.completion_tokens() == 2 * 2 + 64 + 1
 
 
 async def test_life_keeps_the_first_cause_when_several_come() -> None:

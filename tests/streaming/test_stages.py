@@ -148,7 +148,7 @@ def test_meter_counts_every_channel_when_no_usage_is_reported() -> None:
         ),
         1.0,
     )
-    assert meter.counted() == 2 + 1 + 2 + 1 + 3 + 1 + 1
+    assert meter.completion_tokens() == 2 + 1 + 2 + 1 + 3 + 1 + 1
     assert meter.source(ended=True) is UsageSource.COUNTED
 
 
@@ -177,7 +177,7 @@ def test_meter_ignores_what_follows_done() -> None:
     meter.apply(
         read(chunk("a"), b"[DONE]", chunk(" b"), chunk("", usage=usage(9, 9))), 1.0
     )
-    assert meter.counted() == 1
+    assert meter.completion_tokens() == 1
     assert meter.usage is None
 
 
@@ -211,16 +211,16 @@ def test_meter_bounds_progress_from_above_when_text_streams(texts: list[str]) ->
     meter = Meter(words)
     for text in texts:
         meter.apply(read(chunk(text)), 1.0)
-        assert meter.progress_at_most() >= meter.counted()
+        assert meter.progress_at_most() >= meter.completion_tokens()
     meter.completion_tokens()
-    assert meter.progress_at_most() == meter.counted()
+    assert meter.progress_at_most() == meter.completion_tokens()
 
 
 def test_meter_has_bounded_memory_when_choices_are_invented() -> None:
     meter = Meter(words)
     for start in range(0, 5000, 100):
         meter.apply(read(*(chunk("x ", choice=start + i) for i in range(100))), 1.0)
-    assert meter.counted() == 5000
+    assert meter.completion_tokens() == 5000
     assert len(meter._runs) == 1024
 
 

@@ -117,7 +117,7 @@ class Framer:
         return frames
 
     def _are_plain(self, whole: bytes, joints: int) -> bool:
-        """Whether every event is one ``data`` line: what providers send all the time."""
+        """Whether every event is one ``data`` line, as nearly always."""
         return (
             whole.startswith(_DATA)
             and whole.count(_NEXT) == joints

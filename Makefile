@@ -35,9 +35,17 @@ check: lint ## everything that can be told without running the product
 soak: ## slow fault and soak runs
 	$(RUN) pytest -q -m soak --timeout=1800
 
-real: ## against a real vLLM: make real BASE_URL=http://127.0.0.1:18001/v1 [MODEL=tiny]
-	SLUICE_REAL_BASE_URL=$(BASE_URL) SLUICE_REAL_MODEL=$(or $(MODEL),tiny) \
-		$(RUN) pytest -q -m real --timeout=300 tests/real
+# Each of the three has its own tests; the two commands are run with a free port for
+# {port}, VLLM with more flags at its end, and ended again.
+#   make real BASE_URL=http://127.0.0.1:8000/v1
+#   make real VLLM='vllm serve NAME --port {port}'
+#   make real TRANSFORMERS='transformers serve NAME --port {port}' MODEL=NAME
+REAL_TESTS = $(if $(BASE_URL),tests/real/running) $(if $(VLLM),tests/real/started) \
+	$(if $(TRANSFORMERS),tests/real/transformers)
+real: ## against real servers: BASE_URL=…, VLLM=…, TRANSFORMERS=… with MODEL=…
+	SLUICE_REAL_BASE_URL='$(BASE_URL)' SLUICE_REAL_VLLM='$(VLLM)' \
+	SLUICE_REAL_TRANSFORMERS='$(TRANSFORMERS)' SLUICE_REAL_MODEL='$(MODEL)' \
+		$(RUN) pytest -q -m real --timeout=900 $(or $(strip $(REAL_TESTS)),tests/real)
 
 bench: ## CPU per chunk and per request against the simulated provider
 	$(RUN) python -m bench

@@ -91,18 +91,23 @@ class GatewayProcess:
             )
         self.is_running = True
 
-    async def answers(self, path: str, client: httpx.AsyncClient) -> None:
+    async def answers(
+        self,
+        path: str,
+        client: httpx.AsyncClient,
+        within_seconds: float = START_SECONDS,
+    ) -> None:
         """Wait until a path is answered with success.
 
         Raises:
             AssertionError: It is not, in time.
         """
-        with anyio.move_on_after(START_SECONDS):
+        with anyio.move_on_after(within_seconds):
             while self._process.returncode is None:
                 if await _succeeds(client, path):
                     return
                 await anyio.sleep(_LOOK_SECONDS)
-        message = f"the gateway is not there: {self.log[-2000:]}"
+        message = f"{path} is not answered: {self.log[-2000:]}"
         raise AssertionError(message)
 
     async def stop(self) -> None:

@@ -4,8 +4,10 @@ Calls go out together, one write per loop turn, and their replies come back in o
 that concurrent calls share the cost of a write and a read. Only the tasks in here touch
 the socket: a caller that is cancelled leaves nothing behind but a reply nobody reads.
 
-A call fails with ``StoreUnavailable`` within ``timeout_seconds``; it may have run all
-the same. Nothing is ever sent twice by itself.
+A call fails with ``StoreUnavailable`` when it has waited ``timeout_seconds`` for a
+connection, or for its reply since it was written; it may have run all the same. As long
+as others are answered in time it fails alone; when none is, the connection is given up.
+Nothing is ever sent twice by itself.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, Self
 
@@ -135,6 +138,7 @@ class Store:
         self._sent: deque[_Call] = deque()
         self._has_unsent = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._heard_at = 0.0  # of the loop's time
 
     async def __aenter__(self) -> Self:
         # Not made before there is a loop: the store itself is made without one.
@@ -216,12 +220,21 @@ class Store:
         return reply_of(await self.send(command(*parts)))
 
     def _arm(self) -> None:
-        calls = self._sent or self._unsent
-        if self._timer is None and calls:
+        due = self._due()
+        if self._timer is None and due is not None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(
-                calls[0].deadline, self._watch, calls[0].deadline
-            )
+            self._timer = loop.call_at(due, self._watch, due)
+
+    def _due(self) -> float | None:
+        """When a call has waited for long enough, or the connection been silent."""
+        if not self._sent:
+            return self._unsent[0].deadline if self._unsent else None
+        waiting = (call.deadline for call in self._sent if not call.reply.done())
+        return next(waiting, self._silent_since() + self._timeout_seconds)
+
+    def _silent_since(self) -> float:
+        """When a call was last answered, or the oldest one without reply written."""
+        return max(self._heard_at, self._sent[0].deadline - self._timeout_seconds)
 
     def _watch(self, planned: float) -> None:
         # One timer for all calls: it looks whether the oldest is overdue.
@@ -232,11 +245,13 @@ class Store:
             # The loop was late itself: the reply may be in the socket, unread.
             again = now + SECOND_LOOK_SECONDS
             self._timer = loop.call_at(again, self._watch, again)
-        elif self._sent and self._sent[0].deadline <= planned:
+        elif self._sent and self._silent_since() + self._timeout_seconds <= planned:
             self._attempt.cancel()
         else:  # an attempt to connect has a time-out of its own
             while self._unsent and self._unsent[0].deadline <= planned:
                 self._answer(self._unsent.popleft(), TimeoutError("no connection"))
+            for call in takewhile(lambda one: one.deadline <= planned, self._sent):
+                self._answer(call, TimeoutError("no reply in time"))
             self._arm()
 
     async def _run(self) -> None:
@@ -280,6 +295,9 @@ class Store:
             calls = list(self._unsent)
             self._unsent.clear()
             self._sent.extend(calls)
+            deadline = asyncio.get_running_loop().time() + self._timeout_seconds
+            for call in calls:
+                call.deadline = deadline
             await connection.send_packed_command(b"".join(c.command for c in calls))
 
     async def _read(self, connection: AbstractConnection) -> None:
@@ -293,7 +311,8 @@ class Store:
                 message = "a reply to no call"
                 raise InvalidResponse(message)
             self._breaker = self._breaker.answered()
-            self._answer(self._sent.popleft(), reply)
+            if self._answer(self._sent.popleft(), reply):
+                self._heard_at = asyncio.get_running_loop().time()
 
     def _end_attempt(self, cause: Exception) -> None:
         self._fail(self._sent, cause)
@@ -307,9 +326,11 @@ class Store:
         self._arm()
 
     @staticmethod
-    def _answer(call: _Call, reply: Reply | Exception) -> None:
-        if not call.reply.done():  # its caller may have been cancelled
-            call.reply.set_result(reply)
+    def _answer(call: _Call, reply: Reply | Exception) -> bool:
+        if call.reply.done():  # its time is over, or its caller was cancelled
+            return False
+        call.reply.set_result(reply)
+        return True
 
     def _fail(self, calls: deque[_Call], cause: Exception) -> None:
         while calls:

@@ -47,8 +47,8 @@ real: ## against real servers: BASE_URL=…, VLLM=…, TRANSFORMERS=… with MOD
 	SLUICE_REAL_TRANSFORMERS='$(TRANSFORMERS)' SLUICE_REAL_MODEL='$(MODEL)' \
 		$(RUN) pytest -q -m real --timeout=900 $(or $(strip $(REAL_TESTS)),tests/real)
 
-bench: ## CPU per chunk and per request against the simulated provider
-	$(RUN) python -m bench
+bench: ## cost beside nginx, the short form: make bench [ARGS='--targets nginx,gateway,litellm']
+	$(RUN) --group bench python -m bench --quick --plots bench/results $(ARGS)
 
 clean:
 	rm -rf .uv .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

@@ -1,6 +1,7 @@
-"""What the gateway costs: CPU per chunk and per request, beside nginx.
+"""What the gateway costs, beside nginx: CPU, latency, memory, abort, growth.
 
 ``python -m bench`` (or ``make bench``) prints a table. The target runs alone on one
-core, provider and load on the other; CPU is the target's own user and system time from
-``/proc``, which holds on a noisy machine where elapsed time does not.
+core, provider and load on the other; CPU is the user and system time of the target's
+processes from ``/proc``, which holds on a noisy machine where elapsed time does not.
+How each figure is measured: ``docs/performance.md``.
 """

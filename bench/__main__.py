@@ -1,111 +1,60 @@
-"""Measure and print: ``python -m bench [--rounds N] [--only direct,nginx,gateway]``."""
+"""Measure, print and draw: ``python -m bench [--quick] [--targets nginx,gateway]``."""
 
 import argparse
 import json
-import os
-import platform
-import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
-import anyio
+from bench.report import table
+from bench.runner import MAKERS, Plan, Results, measure
+from bench.scenarios import SCENARIOS
 
-from bench.load import Load, drive
-from bench.targets import LOAD_CORE, Target, gateway, nginx, provider
-
-LOADS = {
-    "S1 one fast stream, µs/chunk": Load(
-        "sim-r0-t20000-f0", stream=True, concurrency=1, requests=1, chunks=5000
-    ),
-    "S2 200 paced streams, µs/chunk": Load(
-        "sim-r100-t200-f0", stream=True, concurrency=200, requests=1, chunks=90
-    ),
-    "S3n json of 20 tokens, µs/request": Load(
-        "sim-r0-t20-f0", stream=False, concurrency=32, requests=40, chunks=0
-    ),
-    "S3 stream of 1 chunk, µs/request": Load(
-        "sim-r0-t1-f0", stream=True, concurrency=32, requests=40, chunks=1
-    ),
-}
+_RESULTS = Path("bench/results")
+_RIVALS = Path(".bench")
 
 
 def main() -> None:
-    options = _options()
-    os.sched_setaffinity(0, {LOAD_CORE})
-    costs: dict[str, dict[str, list[float]]] = {name: {} for name in LOADS}
-    with ExitStack() as stack:
-        targets = list(_targets(stack, options.only.split(",")))
-        for target in targets:
-            _warm_up(target)
-        for _ in range(options.rounds):
-            for name, load in LOADS.items():
-                for target in targets:
-                    cost = _measure(target, load)
-                    costs[name].setdefault(target.name, []).append(cost)
-    _print(costs)
-    if options.json:
-        _write(options.json, costs)
+    options = _options().parse_args()
+    if options.read:
+        results = Results(**json.loads(options.read.read_text("utf-8")))
+    else:
+        results = measure(_plan(options))
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(asdict(results), indent=1), "utf-8")
+    print(table(results))
+    if options.plots:
+        from bench.plots import draw  # noqa: PLC0415 - of the bench group only
+
+        for path in draw(results, options.plots):
+            print(path)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="nginx,gateway")
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    scenarios = ",".join(scenario.name for scenario in SCENARIOS)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="under 5 minutes, 3 rounds")
+    add("--rounds", type=int, help="default: 5")
+    add("--targets", default="nginx,gateway", help=f"of {','.join(MAKERS)}")
+    add("--scenarios", default=scenarios, help=f"default: {scenarios}")
+    add("--gateway-arguments", default="", help="more of them for gateway serve")
+    add("--cache", type=Path, default=_RIVALS, help="where rivals are installed")
+    add("--json", type=Path, default=_RESULTS / "latest.json", help="results go there")
+    add("--read", type=Path, help="measure nothing, show these results")
+    add("--plots", type=Path, help="directory for pictures; needs matplotlib")
+    return parser
 
 
-def _targets(stack: ExitStack, wanted: list[str]) -> Iterator[Target]:
-    upstream = stack.enter_context(provider())
-    makers: dict[str, Callable[[], Target]] = {
-        "direct": lambda: upstream,
-        "nginx": lambda: stack.enter_context(nginx(upstream)),
-        "gateway": lambda: stack.enter_context(gateway(upstream)),
-    }
-    for name in wanted:
-        try:
-            yield makers[name]()
-        except FileNotFoundError as error:
-            print(f"{name} is left out: {error}")
-
-
-def _warm_up(target: Target) -> None:
-    for load in LOADS.values():
-        small = Load(load.model, load.stream, min(load.concurrency, 8), 1, load.chunks)
-        anyio.run(drive, "127.0.0.1", target.port, target.key, small)
-
-
-def _measure(target: Target, load: Load) -> float:
-    """CPU of the target in µs per chunk, or per answer where those are short."""
-    before = target.cpu_seconds()
-    seen = anyio.run(drive, "127.0.0.1", target.port, target.key, load)
-    spent = target.cpu_seconds() - before
-    per_answer = seen.chunks < 10 * seen.answers
-    return spent * 1e6 / (seen.answers if per_answer else seen.chunks)
-
-
-def _print(costs: dict[str, dict[str, list[float]]]) -> None:
-    for name, by_target in costs.items():
-        cells = []
-        base = median(by_target["nginx"]) if "nginx" in by_target else None
-        for target, runs in by_target.items():
-            middle = median(runs)
-            ratio = f" ({middle / base:.1f} × nginx)" if base else ""
-            spread = f"{min(runs):.1f}–{max(runs):.1f}"
-            cells.append(f"{target} {middle:.1f} [{spread}]{ratio}")
-        print(f"{name:36s} {'   '.join(cells)}")
-
-
-def _write(path: Path, costs: dict[str, dict[str, list[float]]]) -> None:
-    machine = {"python": platform.python_version(), "machine": platform.platform()}
-    document = {"machine": machine, "costs": costs}
-    path.write_text(json.dumps(document, indent=2), "utf-8")
+def _plan(options: argparse.Namespace) -> Plan:
+    return Plan(
+        targets=tuple(options.targets.split(",")),
+        scenarios=tuple(options.scenarios.split(",")),
+        rounds=options.rounds or (3 if options.quick else 5),
+        quick=options.quick,
+        cache=options.cache.absolute(),
+        arguments=tuple(options.gateway_arguments.split()),
+    )
 
 
 if __name__ == "__main__":
-    if shutil.which("taskset") is None:
-        sys.exit("taskset is needed to pin processes to cores")
     main()

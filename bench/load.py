@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket
 import time
 from array import array
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import httptools
 from bench.wire import CONTENT, DONE, TOKEN, Pace
 
 LONGEST_SECONDS = 180.0
+_STUCK_BYTES = 65_536
 _numbers = itertools.count(time.monotonic_ns())
 
 
@@ -158,10 +160,13 @@ class Client(asyncio.Protocol):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._ask()
         if not self._load.reads:
+            # Else megabytes wait in this socket, and to close it takes milliseconds.
+            found = cast("socket.socket", transport.get_extra_info("socket"))
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _STUCK_BYTES)
             # Not at once: uvloop starts to read after this call.
             asyncio.get_running_loop().call_soon(self._transport.pause_reading)
+        self._ask()
 
     @override
     def data_received(self, data: bytes) -> None:

@@ -62,8 +62,8 @@ class Pace:
 
 IDLE = Pace(2, 3_600_000)
 """One chunk, then an hour of silence."""
-FIFTY_MB = Pace(140_000)
-"""50 MB of chunks as they leave vLLM with running usage; 30 without."""
+FIFTY_MB = Pace(210_000)
+"""More than 50 MB of chunks; 75 where running usage is asked for."""
 
 
 class Events:

@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from bench.report import table
@@ -18,15 +19,18 @@ def main() -> None:
     if options.read:
         results = Results(**json.loads(options.read.read_text("utf-8")))
     else:
-        results = measure(_plan(options))
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(asdict(results), indent=1), "utf-8")
+        results = measure(_plan(options), partial(_save, options.json))
     print(table(results))
     if options.plots:
         from bench.plots import draw  # noqa: PLC0415 - of the bench group only
 
         for path in draw(results, options.plots):
             print(path)
+
+
+def _save(path: Path, results: Results) -> None:
+    path.write_text(json.dumps(asdict(results), indent=1), "utf-8")
 
 
 def _options() -> argparse.ArgumentParser:
@@ -37,6 +41,7 @@ def _options() -> argparse.ArgumentParser:
     add("--rounds", type=int, help="default: 5")
     add("--targets", default="nginx,gateway", help=f"of {','.join(MAKERS)}")
     add("--scenarios", default=scenarios, help=f"default: {scenarios}")
+    add("--idle", type=int, default=2_000, help="streams of S4; default: 2000")
     add("--gateway-arguments", default="", help="more of them for gateway serve")
     add("--cache", type=Path, default=_RIVALS, help="where rivals are installed")
     add("--json", type=Path, default=_RESULTS / "latest.json", help="results go there")
@@ -51,6 +56,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         scenarios=tuple(options.scenarios.split(",")),
         rounds=options.rounds or (3 if options.quick else 5),
         quick=options.quick,
+        idle=options.idle,
         cache=options.cache.absolute(),
         arguments=tuple(options.gateway_arguments.split()),
     )

@@ -3,11 +3,12 @@
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -19,7 +20,16 @@ import uvloop
 from bench import rivals, targets
 from bench.load import AnswerBroken
 from bench.processes import LOAD_CORE, TARGET_CORE
-from bench.scenarios import FULL, PACES, QUICK, SCENARIOS, Measured, Scenario, warm_up
+from bench.scenarios import (
+    FULL,
+    PACES,
+    QUICK,
+    SCENARIOS,
+    Measured,
+    Scenario,
+    Size,
+    warm_up,
+)
 from bench.targets import Setting, Target, TargetMissing
 
 type Maker = Callable[[Setting], AbstractContextManager[Target]]
@@ -41,6 +51,7 @@ class Plan:
         scenarios: Names of ``SCENARIOS``.
         rounds: Of each; the short form measures slow scenarios once.
         quick: Whether this is the short form.
+        idle: Streams of S4.
         cache: Directory for rivals.
         arguments: More of them, for ``gateway serve``.
     """
@@ -50,7 +61,12 @@ class Plan:
     rounds: int
     quick: bool
     cache: Path
+    idle: int = 2_000
     arguments: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        return replace(QUICK if self.quick else FULL, idle=self.idle)
 
 
 @dataclass(slots=True)
@@ -76,8 +92,13 @@ class Results:
             self.delays_ms.setdefault(target, []).append(measured.delays_ms)
 
 
-def measure(plan: Plan) -> Results:
-    """Measure it all; a target that cannot be run is left out, and said so."""
+def measure(plan: Plan, save: Callable[[Results], None]) -> Results:
+    """Measure it all; a target that cannot be run is left out, and said so.
+
+    Args:
+        save: Is given what there is after each scenario.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop the children
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     os.sched_setaffinity(0, {LOAD_CORE})
@@ -94,14 +115,18 @@ def measure(plan: Plan) -> Results:
                     continue
                 if not (scenario.slow and plan.quick and turn):
                     _tell(f"round {turn + 1}: {scenario.name}")
-                    _round(scenario, [direct, *running], setting, results)
+                    _round(scenario, [direct, *running], setting, plan.size, results)
+                    save(results)
     return results
 
 
 def _round(
-    scenario: Scenario, running: list[Target], setting: Setting, results: Results
+    scenario: Scenario,
+    running: list[Target],
+    setting: Setting,
+    size: Size,
+    results: Results,
 ) -> None:
-    size = QUICK if results.machine["quick"] else FULL
     for target in running:
         pair = f"{target.name} {scenario.name}"
         if pair in results.failures or (

@@ -188,7 +188,7 @@ class Exchange:
             async with reservation:
                 with self._life:
                     await self._serve_or_blame(reservation)
-                await self._note_close()
+                await self._note_close(reservation)
                 await catch_up(self._meter)
                 self._forgive()
                 await self._tell()
@@ -351,8 +351,8 @@ class Exchange:
             on_send=on_send,
         )
 
-    async def _note_close(self) -> None:
-        if self._left_at is not None and self._provider != _NOBODY:
+    async def _note_close(self, reservation: Reservation) -> None:
+        if self._left_at is not None and reservation.dispatched:
             # A socket is closed in the loop's next turn: before anything is counted.
             await anyio.lowlevel.cancel_shielded_checkpoint()
             closed_in = self._shared.clock() - self._left_at

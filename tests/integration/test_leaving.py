@@ -130,7 +130,7 @@ async def test_leaving_reaches_the_provider_and_is_settled(
     fleet: Fleet, phase: Phase, how: Leave
 ) -> None:
     key = fleet.new_key()
-    before = await fleet.outcomes(phase.model)
+    before, closes = await fleet.outcomes(phase.model), await noted_closes(fleet)
     async with RawClient(fleet, key, uuid4().hex) as client:
         await client.ask(phase.model, stream=phase.stream, max_tokens=CAP)
         attempt = await fleet.attempt(client.request_id)
@@ -147,6 +147,7 @@ async def test_leaving_reaches_the_provider_and_is_settled(
     least, most = phase.charged(Scene(client, attempt, day["reserved"] - CAP))
     assert least <= used <= most
     assert await fleet.outcomes_since(phase.model, before) == {"client_disconnect": 1}
+    assert await noted_closes(fleet) == closes + 1
     assert (fleet.provider.open_connections, fleet.provider.in_flight) == (0, 0)
 
 
@@ -191,6 +192,10 @@ async def test_leaving_while_connecting_charges_nothing(
 async def end_of(attempt: Attempt) -> End | None:
     await anyio.lowlevel.checkpoint()
     return attempt.end
+
+
+async def noted_closes(fleet: Fleet) -> int:
+    return (await fleet.metric("gateway_upstream_close_seconds_count"))[""]
 
 
 async def connects_given_up(fleet: Fleet) -> int:

@@ -71,6 +71,8 @@ class Framer:
         if self._cr_seen or b"\r" in data:
             data = self._with_lf_only(data)
         tail = self._tail
+        if not tail and self._is_one_plain(data):
+            return [Frame(data[6:-2], data)]
         if tail:
             # Only new bytes are searched: an event in many reads costs O(its size).
             searched = len(tail) - 1
@@ -115,6 +117,15 @@ class Framer:
                 break
             frames.append(frame)
         return frames
+
+    def _is_one_plain(self, data: bytes) -> bool:
+        """Whether this is one event of one ``data`` line, as paced streams bring."""
+        return (
+            data.count(b"\n") == 2  # noqa: PLR2004 - the blank line's
+            and data.endswith(_BLANK_LINE)
+            and data.startswith(_DATA)
+            and _PLAIN_BYTES < len(data) <= self._max_event_bytes
+        )
 
     def _are_plain(self, whole: bytes, joints: int) -> bool:
         """Whether every event is one ``data`` line, as nearly always."""

@@ -14,7 +14,13 @@ _SPACE = b" \t\r\n"
 _INNER = rb'(?:[^{}"\\]++|"[^"\\]*+")'
 _FLAT = rb"\{(?:" + _INNER + rb"|\{" + _INNER + rb"*+\})*+\}"
 _PLAIN_START = b',"usage":'
-_PLAIN = re.compile(_PLAIN_START + rb'(?:null|\{(?:"[a-z_]++":[0-9]++,?+)*+\})')
+_COUNTS = rb'\{(?:"[a-z_]++":(?:[0-9]++|null),?+)*+\}'
+_PLAIN = re.compile(
+    _PLAIN_START
+    + rb'(?:null|\{(?:"[a-z_]++":(?:[0-9]++|null|'
+    + _COUNTS
+    + rb"),?+)*+\})"
+)
 _USAGE = re.compile(rb'(?<!\\)"usage"\s*+:\s*+(?:null|' + _FLAT + rb")")
 
 

@@ -32,7 +32,11 @@ from gateway.errors import InvalidApiKey, StoreUnavailable
 from streaming.deadlines import Clock
 from streaming.life import Life
 
-HEARTBEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 0.8
+"""A stream of up to 60 tokens a second never needs a renewal out of turn."""
+GATHER_SECONDS = 0.02
+"""How long a renewal out of turn waits for others. At 320 tokens a second a quarter of
+the allowance lasts for 50 ms."""
 SWEEP_SECONDS = 0.8
 """With the lease it bounds how long a dead process's holds last: 6 s."""
 SWEEP_MOST = 200
@@ -73,6 +77,8 @@ class LeaseKeeper(Keeper):
         self._on_swept = on_swept
         self._principals = principals
         self._kept: dict[Reservation, None] = {}
+        self._due: dict[Reservation, None] = {}
+        self._asked = anyio.Event()
         self._hurried = anyio.Event()
         self._backlog: deque[_Waiting] = deque(maxlen=BACKLOG_MOST)
 
@@ -105,11 +111,15 @@ class LeaseKeeper(Keeper):
     def drop(self, reservation: Reservation) -> None:
         """No longer renew it."""
         self._kept.pop(reservation, None)
+        self._due.pop(reservation, None)
 
     @override
-    def hurry(self) -> None:
-        """Renew at once those that are due."""
-        self._hurried.set()
+    def renew(self, reservation: Reservation, *, at_once: bool) -> None:
+        """Renew it out of turn: at once, or soon and with others."""
+        self._due[reservation] = None
+        self._asked.set()
+        if at_once:
+            self._hurried.set()
 
     @override
     def postpone(self, grant: Grant, usage: Usage | None) -> None:
@@ -146,13 +156,20 @@ class LeaseKeeper(Keeper):
         next_beat = self._clock() + HEARTBEAT_SECONDS
         while True:
             with anyio.move_on_after(max(0.0, next_beat - self._clock())):
-                await self._hurried.wait()
-            self._hurried = anyio.Event()
+                await self._asked.wait()
+                with anyio.move_on_after(GATHER_SECONDS):
+                    await self._hurried.wait()
             if (now := self._clock()) >= next_beat:
                 next_beat = now + HEARTBEAT_SECONDS
                 due = list(self._kept)
-            else:
-                due = [reservation for reservation in self._kept if reservation.due]
+            elif self._hurried.is_set():
+                due = list(self._due)
+            else:  # with those that will need it soon
+                due = [
+                    one for one in self._kept if one in self._due or one.is_half_used
+                ]
+            self._due.clear()
+            self._asked, self._hurried = anyio.Event(), anyio.Event()
             if due:
                 await self._renew(due)
 

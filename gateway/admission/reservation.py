@@ -73,8 +73,8 @@ class Keeper(Protocol):
         """No longer renew it."""
         ...
 
-    def hurry(self) -> None:
-        """Renew at once those that are due."""
+    def renew(self, reservation: Reservation, *, at_once: bool) -> None:
+        """Renew it out of turn: at once, or soon and with others."""
         ...
 
     def postpone(self, grant: Grant, usage: Usage | None) -> None:
@@ -99,7 +99,6 @@ class Reservation(Gate):
 
     Attributes:
         dispatched: The request may have reached a provider.
-        due: A renewal out of turn is wanted.
         was_held: The ledger has held it at some time.
     """
 
@@ -110,6 +109,7 @@ class Reservation(Gate):
         self._state = State.ABSENT
         self._grant: Grant | None = None
         self._charge: Callable[[], Usage | None] = lambda: None
+        self._known_progress: Callable[[], int | None] = lambda: None
         self._asked = -1  # allowance in the next renewal
         self._quiet_to = -1
         self._progress = 0
@@ -117,7 +117,6 @@ class Reservation(Gate):
         self._marks: deque[tuple[float, int]] = deque()  # (time, tokens), oldest first
         self._moved = anyio.Event()
         self.dispatched = False
-        self.due = False
         self.was_held = False
 
     async def __aenter__(self) -> Self:
@@ -164,19 +163,28 @@ class Reservation(Gate):
         self._keeper.keep(self)
         return self._grant
 
-    def charge_by(self, charge: Callable[[], Usage | None]) -> None:
-        """Ask this at the end what it cost; None releases.
+    def charge_by(
+        self,
+        charge: Callable[[], Usage | None],
+        known_progress: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        """Ask these what it cost, and how far it is.
 
-        It is not asked where the request never reached a provider.
+        Args:
+            charge: Asked at the end, unless the request never reached a provider; None
+                releases.
+            known_progress: Completion tokens so far, where that is known for certain
+                and at once. Then every renewal brings a new allowance.
         """
         self._charge = charge
+        self._known_progress = known_progress
 
     def dispatch(self) -> None:
         """The request goes to a provider now; from a second one on that is no news."""
         if not self.dispatched:
             self.dispatched = True
             self._ask(0)
-            self._hurry()
+            self._keeper.renew(self, at_once=True)  # nothing passes without the mark
 
     @property
     @override
@@ -195,14 +203,23 @@ class Reservation(Gate):
         """
         self._progress = tokens
         if tokens > self._quiet_to and self._ask(tokens):
-            self._hurry()
+            self._keeper.renew(self, at_once=tokens > self._allowed)
         while tokens > self._allowed:
             await self._moved.wait()
+
+    @property
+    def is_half_used(self) -> bool:
+        """Whether half of the least allowance is used, or more."""
+        progress = self._known_progress()
+        used = self._progress if progress is None else progress
+        return self._asked - used < LEAST_ALLOWANCE // 2
 
     def renewal(self) -> Renewal:
         """What the next renewal of this lease says."""
         assert self._grant is not None  # noqa: S101 # kept ones are held
-        self.due = False
+        if self.dispatched and (tokens := self._known_progress()) is not None:
+            self._progress = tokens
+            self._ask(tokens)
         return Renewal(
             self._grant, max(0, self._asked), self.dispatched, progress=self._progress
         )
@@ -262,10 +279,6 @@ class Reservation(Gate):
         if now - since < PACE_SECONDS:  # the stream is younger than that
             return tokens
         return ceil((tokens - before) * PACE_SECONDS / (now - since))
-
-    def _hurry(self) -> None:
-        self.due = True
-        self._keeper.hurry()
 
     @property
     def _held_completion(self) -> int:

@@ -227,7 +227,7 @@ class Exchange:
                 self._client.describe(rate_headers(fault.__cause__))
             raise
         self._client.describe(rate_headers(rates))
-        reservation.charge_by(self._charge)
+        reservation.charge_by(self._charge, self._meter.known_progress)
         now = shared.clock()
         shared.metrics.overhead_seconds.observe(now - self._started_at)
         if ask.stream:

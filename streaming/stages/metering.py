@@ -124,6 +124,10 @@ class Meter(Stage):
         self._bytes_since_known = 0
         return self._known
 
+    def known_progress(self) -> int | None:
+        """Completion tokens so far, if the provider has reported all of them."""
+        return None if self.usage is None or self._runs else self._known
+
     def progress_at_most(self) -> int:
         """Completion tokens so far, from above, without encoding: a byte is a token."""
         return self._known + self._bytes_since_known

@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import override
 
 import anyio
 import pytest
 
-from gateway.admission.leases import HEARTBEAT_SECONDS, LeaseKeeper
+from gateway.admission.leases import GATHER_SECONDS, HEARTBEAT_SECONDS, LeaseKeeper
 from gateway.admission.ledger import (
     LEASE_SECONDS,
     Grant,
@@ -111,12 +112,29 @@ async def test_keeper_renews_what_is_due_in_one_call() -> None:
         assert first.quiet_to == second.quiet_to == LEAST_ALLOWANCE * 3 // 4
 
 
+async def test_renewal_that_can_wait_takes_those_along_that_will_need_it() -> None:
+    rig = Rig()
+    first, second, third = await rig.held("a", "b", "c")
+    progress = {first: 0, second: 0, third: 0}
+    async with rig.running():
+        for reservation in progress:
+            reservation.charge_by(usage, partial(progress.get, reservation))
+            reservation.dispatch()
+        await anyio.wait_all_tasks_blocked()
+        progress.update({first: 49, second: 40, third: 10})
+        rig.keeper.renew(first, at_once=False)
+        with anyio.fail_after(HEARTBEAT_SECONDS / 2):
+            while len(rig.store.renewed) < 2:  # noqa: ASYNC110 - it waits for others
+                await anyio.sleep(GATHER_SECONDS / 4)
+    assert rig.store.renewed == [{"a", "b", "c"}, {"a", "b"}]
+
+
 async def test_keeper_renews_all_when_the_heart_beats() -> None:
     rig = Rig()
-    await rig.held("a", "b")
+    first, _ = await rig.held("a", "b")
     async with rig.running():
         rig.clock.move(HEARTBEAT_SECONDS)
-        rig.keeper.hurry()  # it would wake by itself, in a second of real time
+        rig.keeper.renew(first, at_once=True)  # it would wake by itself, in a second
         await anyio.wait_all_tasks_blocked()
     assert rig.store.renewed == [{"a", "b"}]
 

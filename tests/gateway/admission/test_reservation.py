@@ -79,7 +79,7 @@ class Desk(Keeper):
 
     store: Store
     kept: list[Reservation] = field(default_factory=list)
-    hurried: int = 0
+    due: list[bool] = field(default_factory=list)  # whether at once
     postponed: list[Usage | None] = field(default_factory=list)
     counted: list[SettleResult] = field(default_factory=list)
 
@@ -97,8 +97,8 @@ class Desk(Keeper):
         self.kept = [one for one in self.kept if one is not reservation]
 
     @override
-    def hurry(self) -> None:
-        self.hurried += 1
+    def renew(self, reservation: Reservation, *, at_once: bool) -> None:
+        self.due.append(at_once)
 
     @override
     def postpone(self, grant: Grant, usage: Usage | None) -> None:
@@ -284,7 +284,7 @@ async def test_settlement_waits_in_the_backlog_when_the_store_is_slow() -> None:
 async def test_gate_is_shut_until_the_ledger_knows_of_the_dispatch() -> None:
     rig = Rig()
     async with rig.held(usage) as reservation:
-        assert (reservation.due, rig.desk.hurried) == (True, 1)
+        assert rig.desk.due == [True]
         assert reservation.quiet_to == -1
         assert not await passes(reservation, 0)
         await rig.renew()
@@ -299,10 +299,25 @@ async def test_renewal_is_asked_for_when_three_quarters_are_used() -> None:
         quiet_to = LEAST_ALLOWANCE * 3 // 4
         assert reservation.quiet_to == quiet_to
         assert await passes(reservation, quiet_to)
-        assert not reservation.due
+        assert rig.desk.due == [True]  # the dispatch mark's
         assert await passes(reservation, quiet_to + 1)
-        assert reservation.due
+        assert rig.desk.due == [True, False]
         assert reservation.renewal().allowed == quiet_to + 1 + LEAST_ALLOWANCE
+
+
+async def test_heartbeat_brings_a_new_allowance_when_progress_is_known() -> None:
+    rig = Rig()
+    progress = 0
+    async with rig.held(usage) as reservation:
+        reservation.charge_by(usage, lambda: progress)
+        await rig.renew()
+        assert not reservation.is_half_used
+        progress = 40
+        assert reservation.is_half_used
+        await rig.renew()
+        assert rig.allowed == progress + LEAST_ALLOWANCE
+        assert reservation.quiet_to == progress + LEAST_ALLOWANCE * 3 // 4
+        assert rig.desk.due == [True]  # nothing but the dispatch mark's
 
 
 async def test_relay_waits_when_the_last_quarter_is_used_before_the_answer() -> None:

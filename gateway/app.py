@@ -248,7 +248,7 @@ class Application:
             lifespan=lambda _: self,
             exception_handlers={Fault: answer_fault, HTTPException: answer_no_route},
         )
-        web.state.services = Services(
+        services = web.state.services = Services(
             settings=self._settings,
             keyring=self._keyring,
             failed_auth=FailedAuthLimiter(),
@@ -257,7 +257,8 @@ class Application:
             metrics=self._metrics,
             clock=monotonic,
         )
-        for routes in (generation, models, quota, health):
+        generation.add_routes(web, services)
+        for routes in (models, quota, health):
             web.include_router(routes.router)
         if self._settings.telemetry.metrics_port is None:
             web.include_router(health.metrics_router)

@@ -157,8 +157,9 @@ class LeaseKeeper(Keeper):
         while True:
             with anyio.move_on_after(max(0.0, next_beat - self._clock())):
                 await self._asked.wait()
-                with anyio.move_on_after(GATHER_SECONDS):
-                    await self._hurried.wait()
+                if not self._hurried.is_set():
+                    with anyio.move_on_after(GATHER_SECONDS):
+                        await self._hurried.wait()
             if (now := self._clock()) >= next_beat:
                 next_beat = now + HEARTBEAT_SECONDS
                 due = list(self._kept)

@@ -4,13 +4,13 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from gateway.api.services import Given
+from gateway.api.services import Given, Services
 from gateway.auth.bearer import bearer
 from gateway.auth.principal import Principal
 from gateway.errors import InvalidApiKey, RateLimited
 
 
-async def authenticated(request: Request, services: Given) -> Principal:  # noqa: RUF029 - a plain function would go through a thread
+def authenticate(request: Request, services: Services) -> Principal:
     """The principal whose key the request carries.
 
     Raises:
@@ -26,6 +26,11 @@ async def authenticated(request: Request, services: Given) -> Principal:  # noqa
         message = "Too many failed authentications."
         raise RateLimited(message, retry_after_seconds=wait)
     raise InvalidApiKey
+
+
+async def authenticated(request: Request, services: Given) -> Principal:  # noqa: RUF029 - a plain function would go through a thread
+    """See ``authenticate``."""
+    return authenticate(request, services)
 
 
 type Caller = Annotated[Principal, Depends(authenticated)]

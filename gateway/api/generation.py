@@ -6,40 +6,48 @@ else of a request is the provider's affair and goes through as it came.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
-from fastapi import APIRouter
+from fastapi import Depends, FastAPI, Request
 from starlette.responses import Response
 
-from gateway.api.authentication import Caller
+from gateway.api.authentication import authenticate
 from gateway.api.exchange_response import ExchangeResponse
 from gateway.api.request_body import Body
-from gateway.api.services import Given
+from gateway.api.services import Services
 from gateway.auth.principal import Principal
 from gateway.errors import InvalidRequest
 from gateway.exchange.ask import Ask
 from gateway.providers.provider import Endpoint
 from streaming.stages.usage_view import UsageWish
 
-router = APIRouter()
 
+def add_routes(web: FastAPI, services: Services) -> None:
+    """Add the endpoints to the application.
 
-@router.post("/v1/chat/completions")
-async def chat_completions(caller: Caller, services: Given) -> Response:
-    """Answer a chat, streaming or not; the response reads the body itself."""
-    return ExchangeResponse(services, partial(read_chat, caller))
+    What a request needs but does not change is bound here, once: of the framework's
+    work per request one dependency is left.
+    """
 
+    async def caller(request: Request) -> Principal:  # noqa: RUF029 - a plain function would go through a thread
+        return authenticate(request, services)
 
-@router.post("/v1/completions")
-async def completions(caller: Caller, services: Given) -> Response:
-    """Go on with a text, or several, streaming or not."""
-    return ExchangeResponse(services, partial(read_completion, caller))
+    type Caller = Annotated[Principal, Depends(caller)]
 
+    @web.post("/v1/chat/completions")
+    async def chat_completions(caller: Caller) -> Response:
+        """Answer a chat, streaming or not; the response reads the body itself."""
+        return ExchangeResponse(services, partial(read_chat, caller))
 
-@router.post("/v1/embeddings")
-async def embeddings(caller: Caller, services: Given) -> Response:
-    """Turn texts into vectors; metered on the prompt alone."""
-    return ExchangeResponse(services, partial(read_embedding, caller))
+    @web.post("/v1/completions")
+    async def completions(caller: Caller) -> Response:
+        """Go on with a text, or several, streaming or not."""
+        return ExchangeResponse(services, partial(read_completion, caller))
+
+    @web.post("/v1/embeddings")
+    async def embeddings(caller: Caller) -> Response:
+        """Turn texts into vectors; metered on the prompt alone."""
+        return ExchangeResponse(services, partial(read_embedding, caller))
 
 
 def read_chat(caller: Principal, body: Body, request_id: str) -> Ask:

@@ -49,13 +49,21 @@ class _Choice(msgspec.Struct, gc=False):
     usage: msgspec.Raw = _ABSENT
 
 
-class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice]
+class _Answered(msgspec.Struct, gc=False, rename={"delta": "message"}):
+    delta: _Delta
+    index: int = 0
+    finish_reason: str | None = None
+    usage: msgspec.Raw = _ABSENT
+
+
+class _Chunk[C: (_Choice, _Answered)](msgspec.Struct, gc=False):
+    choices: list[C]
     usage: TokenUsage | msgspec.UnsetType | None = msgspec.UNSET
     error: msgspec.Raw = _ABSENT
 
 
-_decode = msgspec.json.Decoder(_Chunk).decode
+_decode = msgspec.json.Decoder(_Chunk[_Choice]).decode
+_decode_answer = msgspec.json.Decoder(_Chunk[_Answered]).decode
 
 
 class ChatDialect(Dialect):
@@ -77,10 +85,18 @@ class ChatDialect(Dialect):
     @override
     def read_answer(self, body: bytes) -> Reading | None:
         """Read a whole answer; None when it is not a JSON object."""
-        return read_object(body, _MESSAGE)
+        try:
+            answer = _decode_answer(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return read_object(body, _MESSAGE)
+        # In a whole answer tool calls have no index: each one's place tells it.
+        called = any(choice.delta.tool_calls for choice in answer.choices)
+        if called or answer.error is not _ABSENT:
+            return read_object(body, _MESSAGE)
+        return _read_chunk(answer)
 
 
-def _read_chunk(chunk: _Chunk) -> Reading:
+def _read_chunk[C: (_Choice, _Answered)](chunk: _Chunk[C]) -> Reading:
     reading = Reading()
     choices = chunk.choices
     if len(choices) == 1:

@@ -25,7 +25,7 @@ from streaming.errors import (
 )
 from streaming.life import Life
 from streaming.sse import Frame, Framer
-from streaming.stage import Batch, Event, Stage
+from streaming.stage import Batch, Stage, read
 from streaming.stages.metering import Meter
 from streaming.stages.usage_view import UsageView
 from streaming.stages.verdict import Verdict
@@ -120,7 +120,7 @@ class Pump:
                 return
             now = clock()
             pulse.wait_for(Wait.NOTHING, now)
-            batch = self._staged(self._framer.feed(data), now)
+            batch = self._staged(self._framer.feed_runs(data), now)
             if batch:
                 await self._deliver(batch, client, life, gate, clock)
                 if self._meter.overran() and not self._verdict.complete:
@@ -148,10 +148,9 @@ class Pump:
             self._meter.note(self._dialect.read(frame.data))
 
     def _staged(self, frames: Sequence[Frame], now: float) -> Batch:
-        read = self._dialect.read
-        batch = [Event(frame, read(frame.data)) for frame in frames]
-        if not batch:
-            return batch
+        if not frames:
+            return []
+        batch = [event for frame in frames for event in read(self._dialect, frame)]
         self.started = True
         for stage in self._stages:
             batch = stage.apply(batch, now)

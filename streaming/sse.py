@@ -19,20 +19,34 @@ from streaming.errors import UpstreamFault, UpstreamInvalid
 _BOM = b"\xef\xbb\xbf"
 _BLANK_LINE = b"\n\n"
 _DATA = b"data: "
-_NEXT = _BLANK_LINE + _DATA
+JOINT = _BLANK_LINE + _DATA
+"""Between two payloads of a run."""
 _PLAIN_BYTES = len(_DATA) + len(_BLANK_LINE)
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One event.
+    """One event; or a run of plain ones, each a single ``data: `` line.
 
     Attributes:
-        data: Its payload: the ``data`` lines joined by LF, never empty.
+        data: Its payload: the ``data`` lines joined by LF, never empty. Of a run all
+            payloads, with ``JOINT`` between them.
         wire: What is relayed; ends in a blank line.
+        events: How many.
     """
 
     data: bytes
     wire: bytes
+    events: int = 1
+
+    def split(self) -> "list[Frame]":
+        """Each event of a run by itself."""
+        if self.events == 1:
+            return [self]
+        return [Frame(data, b"data: %b\n\n" % data) for data in self.data.split(JOINT)]
+
+    def with_wire(self, wire: bytes) -> "Frame":
+        """The same run with other payloads, still plain."""
+        return Frame(wire[6:-2], wire, self.events)
 
     def with_data(self, data: bytes) -> "Frame":
         """The same event with another payload of one line."""
@@ -63,7 +77,11 @@ class Framer:
         self.fault: UpstreamFault | None = None
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Frames completed by these bytes, in order."""
+        """Events completed by these bytes, in order and one by one."""
+        return [one for frame in self.feed_runs(data) for one in frame.split()]
+
+    def feed_runs(self, data: bytes) -> list[Frame]:
+        """The same events, plain ones that follow each other in one frame."""
         if self.fault is not None:
             return []
         if self._at_start:
@@ -104,11 +122,11 @@ class Framer:
         return None if self.fault else self._frame(tail)
 
     def _frames(self, whole: bytes) -> list[Frame]:
-        blocks = whole.split(_BLANK_LINE)
-        if self._are_plain(whole, len(blocks) - 1):
-            return [Frame(block[6:], block + _BLANK_LINE) for block in blocks]
+        events = whole.count(_BLANK_LINE) + 1
+        if self._are_plain(whole, events - 1):
+            return [Frame(whole[6:], whole + _BLANK_LINE, events)]
         frames: list[Frame] = []
-        for block in blocks:
+        for block in whole.split(_BLANK_LINE):
             frame = self._frame(block)
             if frame is None:
                 continue
@@ -131,7 +149,7 @@ class Framer:
         """Whether every event is one ``data`` line, as nearly always."""
         return (
             whole.startswith(_DATA)
-            and whole.count(_NEXT) == joints
+            and whole.count(JOINT) == joints
             and whole.count(b"\n") == 2 * joints
             and _DATA + b"\n" not in whole
             and len(_DATA) < len(whole) <= self._max_event_bytes

@@ -9,18 +9,28 @@ from typing import Protocol
 
 import msgspec
 
-from streaming.dialects.reading import Reading
+from streaming.dialects.reading import Dialect, Reading
 from streaming.sse import Frame
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """A frame and what its dialect read in it."""
+    """A frame and what its dialect read in it; a run counts as one."""
 
     frame: Frame
     reading: Reading
 
 
 type Batch = list[Event]
+
+
+def read(dialect: Dialect, frame: Frame) -> Batch:
+    """A frame as events: a run as one event, where the dialect finds nothing in it."""
+    if frame.events == 1:
+        return [Event(frame, dialect.read(frame.data))]
+    reading = dialect.read_run(frame.data, frame.events)
+    if reading is not None:
+        return [Event(frame, reading)]
+    return [Event(one, dialect.read(one.data)) for one in frame.split()]
 
 
 class Stage(Protocol):

@@ -5,7 +5,7 @@ does not fit those types is read again without types, member by member, so that 
 value costs time and never a token.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import override
 
 import msgspec
@@ -19,6 +19,7 @@ from streaming.dialects.reading import (
     read_usage,
 )
 from streaming.dialects.untyped import Member, TextsOf, as_text, read_object
+from streaming.sse import JOINT
 
 _ABSENT = msgspec.Raw(b"")
 
@@ -63,6 +64,7 @@ class _Chunk[C: (_Choice, _Answered)](msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Chunk[_Choice]).decode
+_decode_run = msgspec.json.Decoder(list[_Chunk[_Choice]]).decode
 _decode_answer = msgspec.json.Decoder(_Chunk[_Answered]).decode
 
 
@@ -81,6 +83,15 @@ class ChatDialect(Dialect):
         if chunk.error is not _ABSENT:
             return read_object(data, _DELTA) or NOTHING
         return _read_chunk(chunk)
+
+    @override
+    def read_run(self, data: bytes, events: int, /) -> Reading | None:
+        """Read a run of events at once: a third of what each by itself would cost."""
+        try:
+            chunks = _decode_run(b"[%b]" % data.replace(JOINT, b","))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        return _read_run(chunks) if len(chunks) == events else None
 
     @override
     def read_answer(self, body: bytes) -> Reading | None:
@@ -120,6 +131,33 @@ def _read_chunk[C: (_Choice, _Answered)](chunk: _Chunk[C]) -> Reading:
             at_choice = read_usage(msgspec.json.decode(choice.usage))
             reading.usage = reading.usage or at_choice
     return reading
+
+
+def _read_run(chunks: Sequence[_Chunk[_Choice]]) -> Reading | None:
+    """All chunks as one, if they bring nothing but text and usage of one choice."""
+    first = chunks[0]
+    if not first.choices:
+        return None
+    index, kind = first.choices[0].index, type(first.usage)
+    texts: dict[Hashable, list[str]] = {}
+    for chunk in chunks:
+        choices = chunk.choices
+        if len(choices) != 1 or chunk.error is not _ABSENT:
+            return None
+        choice = choices[0]
+        if choice.finish_reason is not None or choice.usage is not _ABSENT:
+            return None
+        if choice.index != index or type(chunk.usage) is not kind:
+            return None
+        for run, text in _texts(index, choice.delta):
+            texts.setdefault(run, []).append(text)
+    usage = chunks[-1].usage
+    return Reading(
+        texts=[(run, "".join(parts)) for run, parts in texts.items()],
+        choices=(index,),
+        usage=None if usage is msgspec.UNSET else usage,
+        has_usage=usage is not msgspec.UNSET,
+    )
 
 
 def _texts(choice: int, delta: _Delta) -> list[tuple[Hashable, str]]:

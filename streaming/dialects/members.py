@@ -45,6 +45,17 @@ def without_usage(data: bytes) -> bytes:
     return data
 
 
+def without_usages(run: bytes, events: int) -> bytes | None:
+    """The bytes of several events without the ``usage`` member that each has.
+
+    None when one of them must be looked at by itself.
+    """
+    if run.count(b'"usage"') != events:
+        return None
+    cut, found = _PLAIN.subn(b"", run)
+    return cut if found == events else None
+
+
 def _cut(data: bytes, start: int, end: int) -> bytes:
     before = data[:start].rstrip(_SPACE)
     if before.endswith(b","):

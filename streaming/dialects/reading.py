@@ -68,6 +68,18 @@ class Dialect(Protocol):
         """Read one event's payload."""
         ...
 
+    def read_run(self, _data: bytes, _events: int, /) -> Reading | None:
+        """Read a run of events as if it were one; None: each must be read by itself.
+
+        That is so as soon as one of them brings more than text and running usage, and
+        always where a dialect does not define this.
+
+        Args:
+            _data: Their payloads, with ``sse.JOINT`` between them.
+            _events: How many they are, at least 2.
+        """
+        return None
+
     def read_answer(self, body: bytes) -> Reading | None:
         """Read a whole non-stream answer; None when it is not a JSON object."""
         ...

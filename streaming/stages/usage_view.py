@@ -6,7 +6,7 @@ The gateway always asks for usage. A client that did not ask must not notice.
 from enum import Enum
 from typing import override
 
-from streaming.dialects.members import without_usage
+from streaming.dialects.members import without_usage, without_usages
 from streaming.stage import Batch, Event, Stage
 
 
@@ -87,4 +87,10 @@ def _is_usage_event(event: Event) -> bool:
 
 def _hidden(event: Event) -> Event:
     frame = event.frame
-    return Event(frame.with_data(without_usage(frame.data)), event.reading)
+    if frame.events == 1:
+        return Event(frame.with_data(without_usage(frame.data)), event.reading)
+    wire = without_usages(frame.wire, frame.events)
+    if wire is None:
+        parts = [one.with_data(without_usage(one.data)) for one in frame.split()]
+        wire = b"".join([one.wire for one in parts])
+    return Event(frame.with_wire(wire), event.reading)

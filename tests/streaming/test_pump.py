@@ -87,7 +87,7 @@ async def test_pump_relays_bytes_when_the_stream_is_whole() -> None:
 async def test_pump_sends_one_batch_when_one_read_completes_many_events() -> None:
     rig = Rig()
     await rig.run(ScriptedSource(HELLO + HELLO, FINISH + DONE))
-    assert rig.sink.batches == [[HELLO, HELLO], [FINISH, DONE]]
+    assert rig.sink.batches == [[HELLO + HELLO], [FINISH, DONE]]
 
 
 async def test_pump_stops_reading_when_done_has_come() -> None:

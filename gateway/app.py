@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from gateway import collector
 from gateway.admission.estimate import Estimator
 from gateway.admission.leases import LeaseKeeper
 from gateway.admission.ledger import Swept
@@ -163,6 +164,7 @@ class Application:
         if (port := self._settings.telemetry.metrics_port) is not None:
             close = self._metrics.serve(self._settings.server.host, port)
             self._stack.callback(close)
+        collector.tune()
 
     async def __aexit__(
         self,

@@ -46,8 +46,9 @@ class ExchangeResponse(Response):
         )
         try:
             services.exchanges.check_room()  # before anything is read
-            ask = await self._read(scope, receive)
-            exchange = services.exchanges.begin(ask, client)
+            exchange = services.exchanges.begin(
+                await self._read(scope, receive), client
+            )
         except ClientDisconnected:
             return
         except Fault as fault:

@@ -1,7 +1,7 @@
 """What a client asks for, parsed and valid."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -36,6 +36,10 @@ class Ask:
     usage: UsageWish
     request_id: str
     session: str = ""
+
+    def without_body(self) -> "Ask":
+        """The same request, to be kept while it is answered: bodies are large."""
+        return replace(self, body={}, members={})
 
     @property
     def mode(self) -> Mode:

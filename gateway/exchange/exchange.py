@@ -175,6 +175,7 @@ class Exchange:
         self._heard_whole = False
         self._unread = b""
         self._prompt_tokens = 0
+        self._prompts = 1
         self._charged: Usage | None = None
         self._provider = _NOBODY
         self._life = Life(Pulse(shared.bounds.deadlines, now))
@@ -214,12 +215,8 @@ class Exchange:
             self._life.blame(LocalFault("The gateway failed."))
 
     async def _serve(self, reservation: Reservation) -> None:
-        ask, shared = self._ask, self._shared
-        estimate = await self._estimator.estimate(
-            ask.body, ask.principal.limits.max_output_tokens, _PROMPTS[ask.endpoint]
-        )
-        self._prompt_tokens = estimate.prompt_tokens
-        self._meter.most = estimate.completion_tokens
+        shared = self._shared
+        estimate = await self._estimate()
         try:
             rates = await reservation.hold(self._hold(estimate))
         except Fault as fault:
@@ -230,21 +227,34 @@ class Exchange:
         reservation.charge_by(self._charge, self._meter.known_progress)
         now = shared.clock()
         shared.metrics.overhead_seconds.observe(now - self._started_at)
-        if ask.stream:
+        if self._ask.stream:
             self._life.pulse.wait_for(Wait.FIRST_BYTE, now)
-        call = self._call(estimate, reservation.dispatch)
         async with shared.attempts.open(
-            call, self._candidates, self._life, ask.session
+            self._call(estimate, reservation.dispatch),
+            self._candidates,
+            self._life,
+            self._ask.session,
         ) as attempt:
+            self._ask = self._ask.without_body()
             self._introduce(attempt)
             try:
-                if ask.stream:
+                if self._ask.stream:
                     await self._relay(attempt, reservation)
                 else:
                     await self._relay_whole(attempt.upstream)
             except UpstreamReported as fault:
                 redact(fault, attempt.candidate.provider)
                 raise
+
+    async def _estimate(self) -> Estimate:
+        """What the request may cost, and what of it a charge will need."""
+        ask, prompt = self._ask, _PROMPTS[self._ask.endpoint]
+        most = ask.principal.limits.max_output_tokens
+        estimate = await self._estimator.estimate(ask.body, most, prompt)
+        self._prompts = prompts_in(ask.body, prompt)
+        self._prompt_tokens = estimate.prompt_tokens
+        self._meter.most = estimate.completion_tokens
+        return estimate
 
     async def _relay(self, attempt: Attempt, reservation: Reservation) -> None:
         upstream, shared = attempt.upstream, self._shared
@@ -317,7 +327,7 @@ class Exchange:
             heard=self._heard_whole or (pump is not None and pump.started),
             shown=pump is not None and pump.shown,
             prompt_tokens=self._prompt_tokens,
-            prompts=prompts_in(self._ask.body, _PROMPTS[self._ask.endpoint]),
+            prompts=self._prompts,
         )
         self._charged = charge(ending, self._meter)
         return self._charged

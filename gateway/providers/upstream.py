@@ -185,8 +185,10 @@ class HeldAnswer(AbstractAsyncContextManager[Upstream]):
 
     @override
     async def __aenter__(self) -> Upstream:
+        send = self._send
+        del self._send  # with the request's body
         try:
-            response = await self._send()
+            response = await send()
         except httpx.TransportError as error:
             raise _fault_of(error) from error
         headers = {

@@ -149,6 +149,7 @@ class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
                 if isinstance(fault, UpstreamSilent):
                     silent.add(candidate.provider.name)
             else:
+                del self._call  # with the request's body: nobody else is asked now
                 return Attempt(candidate, upstream, number + upstream.attempts - 1)
         raise last or standing.refusal(self._candidates)
 

@@ -5,10 +5,47 @@ text and one comma are removed; nothing is parsed and written again.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_TOKEN = re.compile(_STRING + rb"|[{}\[\],]", re.DOTALL)
 _SPACE = b" \t\r\n"
+_COMMA = re.compile(rb"\s*+,\s*+")
+_JOINT = re.compile(rb"[\s,]*+")
+_OBJECT, _OBJECT_END, _LIST, _LIST_END = b"{}[]"
+
+# A frame may have a million tokens: what is not ours is passed over by one match, also
+# a container that is not deep. In JSON the brackets of a pair are of one kind.
+_PASSED = rb'[^{}\[\]"]++'
+_CONTAINER = rb"(?!)"
+for _ in range(4):
+    _CONTAINER = (
+        rb"[{\[](?:" + _PASSED + rb"|" + _STRING + rb"|" + _CONTAINER + rb")*+[}\]]"
+    )
+_INSIDE = re.compile(
+    rb"(?:" + _PASSED + rb"|" + _STRING + rb"|" + _CONTAINER + rb")*+", re.DOTALL
+)
+_SHALLOW = re.compile(_STRING + rb'|[^{}\[\]",\s]++|' + _CONTAINER, re.DOTALL)
+
+
+class _Ours:
+    """Keys to find in an object.
+
+    Attributes:
+        key: One of them, its colon, and the space behind it.
+        up_to: All that may stand before one, a deep value, or the object's end.
+    """
+
+    def __init__(self, names: bytes) -> None:
+        key = rb'"(' + names + rb')"\s*+:\s*+'
+        self.key = re.compile(key)
+        other = rb"(?!" + key + rb")" + _STRING
+        self.up_to = re.compile(
+            rb"(?:" + _PASSED + rb"|" + other + rb"|" + _CONTAINER + rb")*+", re.DOTALL
+        )
+
+
+_USAGE_ONLY = _Ours(rb"usage")
+_USAGE_OR_CHOICES = _Ours(rb"usage|choices")
 
 # A usage object as providers write it: plain strings, one level of details.
 _INNER = rb'(?:[^{}"\\]++|"[^"\\]*+")'
@@ -39,10 +76,8 @@ def without_usage(data: bytes) -> bytes:
         if start >= 0 and (plain := _PLAIN.match(data, start)):  # this is every token
             return data[:start] + data[plain.end() :]
         if match := _USAGE.search(data):
-            return _cut(data, match.start(), match.end())
-    for start, end in reversed(_usage_spans(data)):
-        data = _cut(data, start, end)
-    return data
+            return _without(data, [match.span()])
+    return _without(data, _usage_spans(data))
 
 
 def without_usages(run: bytes, events: int) -> bytes | None:
@@ -56,41 +91,63 @@ def without_usages(run: bytes, events: int) -> bytes | None:
     return cut if found == events else None
 
 
-def _cut(data: bytes, start: int, end: int) -> bytes:
-    before = data[:start].rstrip(_SPACE)
-    if before.endswith(b","):
-        return before[:-1] + data[end:]
-    after = data[end:].lstrip(_SPACE)
-    if after.startswith(b","):
-        return data[:start] + after[1:].lstrip(_SPACE)
-    return data[:start] + data[end:]
+def _without(data: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
+    """The bytes outside of the spans, in order, each less the comma that joined it."""
+    kept: list[bytes] = []
+    at = 0
+    for start, end in spans:
+        before = data[at:start].rstrip(_SPACE)
+        if before.endswith(b","):
+            kept.append(before[:-1])
+            at = end
+        else:
+            kept.append(data[at:start])
+            comma = _COMMA.match(data, end)
+            at = comma.end() if comma else end
+    return b"".join([*kept, data[at:]])
 
 
-def _usage_spans(data: bytes) -> list[tuple[int, int]]:
-    """Where each member stands, key to end of value, found by walking all tokens."""
-    spans: list[tuple[int, int]] = []
-    path: list[bytes] = []  # an opened container and, for objects, its current key
-    key_expected = False
-    start = -1
-    for token in _TOKEN.finditer(data):
-        text = token.group()
-        if text[0] in b"{[":
-            path.append(text if text == b"[" else b"")
-            key_expected = text == b"{"
-        elif text[0] in b"}],":
-            if start >= 0 and _is_ours(path):
-                spans.append((start, len(data[: token.start()].rstrip(_SPACE))))
-                start = -1
-            if text != b",":
-                path.pop()
-            key_expected = bool(path) and path[-1] != b"["
-        elif key_expected:
-            path[-1] = text
-            key_expected = False
-            if _is_ours(path):
-                start = token.start()
-    return spans
+def _usage_spans(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each member stands, key to end of value, in order."""
+    for key in _keys(data, data.index(b"{") + 1, _USAGE_OR_CHOICES):
+        end = _value_end(data, key.end())
+        if key[1] == b"usage":
+            yield key.start(), end
+        elif data[key.end()] == _LIST:
+            yield from _spans_in_choices(data, key.end() + 1)
 
 
-def _is_ours(path: list[bytes]) -> bool:
-    return path in ([b'"usage"'], [b'"choices"', b"[", b'"usage"'])
+def _spans_in_choices(data: bytes, at: int) -> Iterator[tuple[int, int]]:
+    while data[at := _end(_JOINT, data, at)] != _LIST_END:
+        if data[at] == _OBJECT:
+            for key in _keys(data, at + 1, _USAGE_ONLY):
+                yield key.start(), _value_end(data, key.end())
+        at = _value_end(data, at)
+
+
+def _keys(data: bytes, at: int, ours: _Ours) -> Iterator[re.Match[bytes]]:
+    """Each of our keys with its colon, in the object whose inside begins here."""
+    while data[at := _end(ours.up_to, data, at)] != _OBJECT_END:
+        if key := ours.key.match(data, at):
+            yield key
+            at = key.end()
+        at = _value_end(data, at)
+
+
+def _value_end(data: bytes, at: int) -> int:
+    """Where the value that begins here ends; a deep one is opened level by level."""
+    if value := _SHALLOW.match(data, at):
+        return value.end()
+    depth = 0
+    while True:
+        depth += 1 if data[at] in b"{[" else -1
+        at += 1
+        if depth == 0:
+            return at
+        at = _end(_INSIDE, data, at)
+
+
+def _end(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
+    """Where the text ends that the pattern, which may be nothing, matches here."""
+    match = pattern.match(data, at)
+    return match.end() if match else at

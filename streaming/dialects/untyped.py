@@ -19,7 +19,8 @@ type TextsOf = Callable[[int, Member], Iterable[tuple[Hashable, str]]]
 def read_object(data: bytes, texts_of: TextsOf) -> Reading | None:
     """Read an event or an answer; None when it is not a JSON object."""
     try:
-        document = json.loads(data)
+        # Only between two of its objects do other threads get their turn.
+        document = json.loads(data, object_hook=lambda found: found)
     except (ValueError, RecursionError):
         return None
     if not isinstance(document, dict):
@@ -28,9 +29,9 @@ def read_object(data: bytes, texts_of: TextsOf) -> Reading | None:
         has_usage="usage" in document, usage=read_usage(document.get("usage"))
     )
     choices = document.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict):
-            _add_choice(reading, choice, texts_of)
+    if isinstance(choices, list):
+        listed = [choice for choice in choices if isinstance(choice, dict)]
+        _add_choices(reading, listed, texts_of)
     reported = document.get("error")
     if reported is None and document.get("object") == "error":
         reported = document
@@ -60,14 +61,21 @@ def as_text(value: object) -> str | None:
     return None
 
 
-def _add_choice(reading: Reading, choice: Member, texts_of: TextsOf) -> None:
-    given = choice.get("index")
-    index = given if type(given) is int else 0
-    reading.choices = [*reading.choices, index]
-    finish = choice.get("finish_reason")
-    if isinstance(finish, str):
-        reading.finishes = [*reading.finishes, (index, finish)]
-    if "usage" in choice:
-        reading.has_usage = True
-        reading.usage = reading.usage or read_usage(choice["usage"])
-    reading.texts = [*reading.texts, *texts_of(index, choice)]
+def _add_choices(
+    reading: Reading, choices: Iterable[Member], texts_of: TextsOf
+) -> None:
+    indexes: list[int] = []
+    finishes: list[tuple[int, str]] = []
+    texts: list[tuple[Hashable, str]] = []
+    for choice in choices:
+        given = choice.get("index")
+        index = given if type(given) is int else 0
+        indexes.append(index)
+        finish = choice.get("finish_reason")
+        if isinstance(finish, str):
+            finishes.append((index, finish))
+        if "usage" in choice:
+            reading.has_usage = True
+            reading.usage = reading.usage or read_usage(choice["usage"])
+        texts.extend(texts_of(index, choice))
+    reading.choices, reading.finishes, reading.texts = indexes, finishes, texts

@@ -15,7 +15,7 @@ MESSAGE_BYTES = 512
 ERROR_BODY_BYTES = 65_536
 """No more of an error answer is read."""
 
-_MARKUP = re.compile(r"<[^>]*>")
+_MARKUP = re.compile(r"<[^<>]*+>")  # from the last `<`: tried once for each
 _SPACE = re.compile(r"\s+")
 _WHOLE_SECONDS = re.compile(r"[0-9]{1,9}")
 _UNAVAILABLE = (503, 529)

@@ -6,6 +6,7 @@ from typing import Annotated, Protocol, TypeIs
 import msgspec
 
 _MAX_TOKENS = 2**31
+_STATUS_DIGITS = 3
 
 
 type Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_TOKENS)]
@@ -121,7 +122,9 @@ def read_error(error: object) -> ErrorReport:
 
 
 def _status(code: object) -> int | None:
-    number = int(code) if isinstance(code, str) and code.isdecimal() else code
+    number = code
+    if isinstance(code, str) and len(code) == _STATUS_DIGITS and code.isdecimal():
+        number = int(code)
     if type(number) is int and 400 <= number <= 599:  # noqa: PLR2004 # HTTP errors
         return number
     return None

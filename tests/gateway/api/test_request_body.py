@@ -66,6 +66,8 @@ def nested(depth: int) -> bytes:
         b'{"": 0}',
         b'{"a": ' + b"9" * 4000 + b"}",
         b'{"a": 1e400}',
+        b'{"a": "' + b"[{" * 100_000 + b'"}',
+        b'{"a": [' + b"[1]," * 4000 + b"0]}",
     ],
     ids=[
         "deepest",
@@ -77,6 +79,8 @@ def nested(depth: int) -> bytes:
         "no name",
         "many digits",
         "beyond a double",
+        "many brackets in a string",
+        "many lists",
     ],
 )
 def test_body_is_taken_when_it_only_looks_odd(body: bytes) -> None:
@@ -113,6 +117,8 @@ def test_body_is_taken_when_it_only_looks_odd(body: bytes) -> None:
         nested(MAX_DEPTH + 1),
         nested(100_000),
         b"[" * 100_000,
+        b'{"a": [' + b"[1]," * 10_000 + b"0]}",
+        b'{"a": [' + b'"[",{},' * 20_000 + b"0]}",
     ],
 )
 def test_body_is_refused(body: bytes) -> None:

@@ -2,8 +2,14 @@
 
 from typing import override
 
+import msgspec
+
 from streaming.dialects.reading import NOTHING, Dialect, Reading
 from streaming.dialects.untyped import read_object
+
+_SPOKEN = ("usage", "error")
+_ERROR = b'"error"'
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class EmbeddingsDialect(Dialect):
@@ -17,4 +23,12 @@ class EmbeddingsDialect(Dialect):
     @override
     def read_answer(self, body: bytes) -> Reading | None:
         """Read a whole answer; None when it is not a JSON object."""
-        return read_object(body, lambda _index, _choice: ())
+        try:
+            members = _decode_members(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        kind = members.get("object")
+        if kind is not None and bytes(kind) == _ERROR:  # told by its other members
+            return read_object(body, lambda _index, _choice: ())
+        spoken = {name: members[name] for name in _SPOKEN if name in members}
+        return read_object(msgspec.json.encode(spoken), lambda _index, _choice: ())

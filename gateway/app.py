@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import override
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -23,8 +22,7 @@ from starlette.types import ASGIApp
 from gateway import collector
 from gateway.admission.estimate import Estimator
 from gateway.admission.leases import LeaseKeeper
-from gateway.admission.ledger import Swept
-from gateway.admission.observer import Observer
+from gateway.admission.ledger_metrics import LedgerMetrics
 from gateway.admission.redis_ledger import RedisLedger
 from gateway.admission.tokenizer import load_tokenizer
 from gateway.api import generation, health, models, quota
@@ -288,34 +286,6 @@ class Application:
             lambda: sum(one.amount for one in keeper.kept)
         )
         metrics.event_loop_lag.set_function(lambda: self._ticker.lag_seconds)
-
-
-class LedgerMetrics(Observer):
-    """What the ledger tells, as metrics."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    @override
-    def called(self, move: str, seconds: float) -> None:
-        self._metrics.redis_call(move).observe(seconds)
-
-    @override
-    def swept(self, swept: Swept) -> None:
-        for result, amount in (
-            ("expired", swept.expired),
-            ("released", swept.released),
-        ):
-            if amount:
-                self._metrics.settlement(result, amount)
-
-    @override
-    def degraded(self, reason: str) -> None:
-        self._metrics.degraded(reason)
-
-    @override
-    def store_changed(self, *, is_up: bool) -> None:
-        self._metrics.redis_up.set(is_up)
 
 
 def _providers(settings: Settings) -> dict[str, AdaptedProvider]:

@@ -33,6 +33,8 @@ from streaming.stages.verdict import Verdict
 READ_BYTES = 16_384
 """Taken at a time: a client that does not read makes one batch of it wait, as bytes, as
 frames and as what was read in them, which is several times as much."""
+MANY_EVENTS = 256
+"""Of one read that are no run: some 2 ms of work."""
 LAST_WORDS_SECONDS = 1.0
 """After an error the provider may still report usage; this long it is listened to."""
 
@@ -177,6 +179,8 @@ class Pump:
     ) -> None:
         if not batch:
             return
+        if len(batch) > MANY_EVENTS:
+            await checkpoint()  # others have waited while they were read
         # A relay that never really waits would never see its cancellation.
         if life.ended:
             raise ClientDisconnected

@@ -29,6 +29,7 @@ from gateway.exchange.capacity import Capacity
 from gateway.exchange.charge import Ending, charge
 from gateway.exchange.client import Client
 from gateway.exchange.rates import rate_headers
+from gateway.exchange.record import Spent, record_tokens
 from gateway.providers.provider import Call, Endpoint, Upstream
 from gateway.routing.attempt import Attempt, Attempts
 from gateway.routing.refusal import redact
@@ -382,30 +383,17 @@ class Exchange:
                     seconds=self._shared.clock() - self._started_at,
                 )
             )
-            self._record_tokens()
+            if self._charged is not None:
+                self._shared.charged += self._charged.total
+            spent = Spent(
+                model=self._ask.model,
+                provider=self._provider,
+                charged=self._charged,
+                complete=cause is None,
+                started_at=self._started_at,
+            )
+            record_tokens(self._shared.metrics, self._meter, spent)
             if self._pump is not None:
                 self._shared.metrics.backpressure_seconds.inc(self._pump.send_seconds)
         elif cause is not None and not isinstance(cause, ClientDisconnected):
             self._shared.metrics.rejection(cause.code)
-
-    def _record_tokens(self) -> None:
-        metrics, meter = self._shared.metrics, self._meter
-        model, provider = self._ask.model, self._provider
-        if self._charged is not None:
-            self._shared.charged += self._charged.total
-            source = meter.source(ended=self._life.cause is None)
-            metrics.tokens(model, provider, "prompt", source).inc(
-                self._charged.prompt_tokens
-            )
-            metrics.tokens(model, provider, "completion", source).inc(
-                self._charged.completion_tokens
-            )
-        if meter.first_text_at is not None and meter.last_text_at is not None:
-            metrics.first_token(model, provider).observe(
-                meter.first_text_at - self._started_at
-            )
-            if meter.text_batches > 1:
-                mean = (meter.last_text_at - meter.first_text_at) / (
-                    meter.text_batches - 1
-                )
-                metrics.inter_token(model, provider).observe(mean)

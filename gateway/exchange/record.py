@@ -1,0 +1,45 @@
+"""What an exchange leaves in the metrics about its tokens."""
+
+from dataclasses import dataclass
+
+from gateway.admission.ledger import Usage
+from gateway.telemetry.metrics import Metrics
+from streaming.stages.metering import Meter
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """An exchange that has ended.
+
+    Attributes:
+        model: Its public name.
+        provider: Who answered.
+        charged: What was settled; None when nothing was.
+        complete: It came to its proper end.
+        started_at: When the request had arrived, in monotonic seconds.
+    """
+
+    model: str
+    provider: str
+    charged: Usage | None
+    complete: bool
+    started_at: float
+
+
+def record_tokens(metrics: Metrics, meter: Meter, spent: Spent) -> None:
+    """Count its tokens by source, and note how fast they came."""
+    by = spent.model, spent.provider
+    if spent.charged is not None:
+        source = meter.source(ended=spent.complete)
+        prompt, completion = (
+            spent.charged.prompt_tokens,
+            spent.charged.completion_tokens,
+        )
+        metrics.tokens(*by, "prompt", source).inc(prompt)
+        metrics.tokens(*by, "completion", source).inc(completion)
+    first, last, batches = meter.first_text_at, meter.last_text_at, meter.text_batches
+    if first is None or last is None:
+        return
+    metrics.first_token(*by).observe(first - spent.started_at)
+    if batches > 1:
+        metrics.inter_token(*by).observe((last - first) / (batches - 1))

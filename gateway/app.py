@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from time import monotonic
+from time import monotonic, thread_time
 from types import TracebackType
 
 import anyio
@@ -55,6 +55,7 @@ from gateway.settings import (
     secret,
     tokenizer_cache_dir,
 )
+from gateway.telemetry.board import REPORT_SECONDS, REPORT_SHARE, Seat
 from gateway.telemetry.metrics import Metrics
 from streaming.deadlines import Deadlines
 from streaming.dialects.chat import ChatDialect
@@ -115,15 +116,23 @@ class Application:
         settings: The configuration.
         store_url: Of the quota store.
         keyring: Who may call.
+        seat: Where this process is one of several workers.
 
     Attributes:
         asgi: What a server runs; its lifespan enters and leaves the block.
         exchanges: What a server drains.
     """
 
-    def __init__(self, settings: Settings, store_url: str, keyring: Keyring) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store_url: str,
+        keyring: Keyring,
+        seat: Seat | None = None,
+    ) -> None:
         self._settings = settings
-        self._metrics = Metrics()
+        self._seat = seat
+        self._metrics = Metrics(seat)
         self._keyring = keyring
         self._observer = LedgerMetrics(self._metrics)
         self._ledger = RedisLedger(
@@ -161,9 +170,13 @@ class Application:
         self._watch_providers(loops)
         self._stack.callback(loops.cancel_scope.cancel)
         self._observe()
-        if (port := self._settings.telemetry.metrics_port) is not None:
+        if (port := self._settings.telemetry.metrics_port) is not None and (
+            self._seat is None or self._seat.is_first
+        ):
             close = self._metrics.serve(self._settings.server.host, port)
             self._stack.callback(close)
+        if self._seat is not None:
+            loops.start_soon(self._report)
         collector.tune()
 
     async def __aexit__(
@@ -179,6 +192,14 @@ class Application:
             await self._ticker.idle()
             await self._keeper.drain()
         await self._stack.aclose()
+        self._metrics.report()
+
+    async def _report(self) -> None:
+        while True:
+            begun = thread_time()
+            self._metrics.report()
+            took = thread_time() - begun
+            await anyio.sleep(max(REPORT_SECONDS, took / REPORT_SHARE))
 
     def _watch_providers(self, loops: TaskGroup) -> None:
         """Probe those that have a health path; leave out those without their key."""

@@ -13,7 +13,7 @@ cleaned up, so it is not used::
                        uvicorn shuts down; exit 0
     a second signal  ─► exit 1 at once; the leases expire by themselves
 
-SIGHUP has the keys document read again.
+SIGHUP has the keys document read again. With several workers: ``workers``.
 """
 
 import asyncio
@@ -38,6 +38,7 @@ from gateway.exchange.capacity import (
     raise_file_limit,
 )
 from gateway.server.protocol import Connection
+from gateway.server.supervisor import ECHO_SECONDS
 from gateway.settings.schema import Settings
 from gateway.telemetry.logs import logging_config
 
@@ -46,8 +47,6 @@ SEND_BUFFER_BYTES = 65_536
 BACKLOG = 2048
 FLUSH_SECONDS = 1.0
 """How long a leaving process waits for clients that do not read."""
-ECHO_SECONDS = 0.05
-"""Ctrl-C reaches the terminal's whole group, and ``uv run`` passes it on once more."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +66,11 @@ class Server(uvicorn.Server):
         self._drain_seconds = application.drain_seconds
         self._drain: Drain | None = None
         self._signalled_at = 0.0
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it has been asked to leave."""
+        return self._drain is not None
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -143,21 +147,30 @@ def serve(
     """
     raise_file_limit()
     application = Application(settings, *from_environment(settings))
-    port = settings.server.port if port is None else port
-
-    def reload_on_hangup() -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, application.reload_keys)
-
-    with listen(host or settings.server.host, port) as listener:
-        server = make_server(application, log_level, reload_on_hangup)
+    with listen(*address(settings, host, port)) as listener:
+        server = make_server(application, log_level, partial(take_hangups, application))
         server.run(sockets=[listener])
+
+
+def address(settings: Settings, host: str | None, port: int | None) -> tuple[str, int]:
+    """Where to listen: as the configuration says, where nothing else is given."""
+    return (
+        host or settings.server.host,
+        settings.server.port if port is None else port,
+    )
+
+
+def take_hangups(application: Application) -> None:
+    """From now on SIGHUP has the keys document read again."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, application.reload_keys)
 
 
 def make_server(
     application: Application,
     log_level: str,
     on_started: Callable[[], None] = lambda: None,
+    kind: Callable[..., Server] = Server,
 ) -> Server:
     """A server for the application; ``on_started`` is called when it answers."""
     config = uvicorn.Config(
@@ -166,13 +179,13 @@ def make_server(
         ws="none",
         loop="uvloop",
         lifespan="on",
-        log_config=logging_config(log_level),
+        log_config=logging_config(log_level, tells_process=kind is not Server),
         access_log=False,
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=75,
     )
-    return Server(config, application, on_started)
+    return kind(config, application, on_started)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -8,13 +8,14 @@ from typing import Any
 _LOGGERS = ("gateway", "uvicorn", "uvicorn.error")
 
 
-def logging_config(level: str) -> dict[str, Any]:
+def logging_config(level: str, *, tells_process: bool = False) -> dict[str, Any]:
     """For ``logging.config.dictConfig``: everything from this level on."""
+    source = "%(name)s[%(process)d]" if tells_process else "%(name)s"
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}
+            "line": {"format": f"%(asctime)s %(levelname)s {source}: %(message)s"}
         },
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "loggers": {

@@ -5,7 +5,7 @@ is known before the first request. Children are bound per label set and kept: no
 looked up per token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, partial
@@ -20,11 +20,21 @@ from prometheus_client import (
     start_http_server,
 )
 
+from gateway.telemetry.board import Board, Join, Seat
 from streaming.outcome import Outcome
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 _LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+OF_WORKERS: Mapping[str, Join] = {
+    "gateway_provider_up": min,
+    "gateway_breaker_open": max,
+    "gateway_redis_up": min,
+    "gateway_event_loop_lag_seconds": max,
+    "gateway_build_info": max,
+}
+"""What is told of gauges where workers differ: the worst. All others are summed."""
 
 
 class AttemptResult(StrEnum):
@@ -59,11 +69,15 @@ class Metrics:
     """The registry and everything in it.
 
     One object per process, made by the composition root; tests make their own.
+
+    Args:
+        seat: Of this process, where it is one of several workers.
     """
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self) -> None:
+    def __init__(self, seat: Seat | None = None) -> None:
+        self._seat = seat
         registry = self._registry = CollectorRegistry()
         counter = partial(Counter, namespace="gateway", registry=registry)
         gauge = partial(Gauge, namespace="gateway", registry=registry)
@@ -107,11 +121,11 @@ class Metrics:
         )
         self.reservations_open = gauge(
             "reservations_open",
-            "Reservations this process holds.",
+            "Reservations this gateway holds.",
         )
         self.reserved_tokens = gauge(
             "reserved_tokens",
-            "Tokens in reservations this process holds.",
+            "Tokens in reservations this gateway holds.",
         )
         self._settlements = counter(
             "settlements_total",
@@ -212,10 +226,12 @@ class Metrics:
     def serve(self, host: str, port: int) -> Callable[[], None]:
         """Serve all of it on a port of its own, from a thread; returns what ends that.
 
+        Of several workers it is what they have reported.
+
         Raises:
             OSError: The port is taken.
         """
-        server, thread = start_http_server(port, host, self._registry)
+        server, thread = start_http_server(port, host, self._whole)
 
         def close() -> None:
             server.shutdown()
@@ -224,6 +240,16 @@ class Metrics:
 
         return close
 
+    def report(self) -> None:
+        """Let the other workers know, if there are any."""
+        if self._seat is not None:
+            self._seat.report(self._registry.collect())
+
     def exposition(self) -> bytes:
         """All of it, in Prometheus' text format."""
-        return generate_latest(self._registry)
+        self.report()
+        return generate_latest(self._whole)
+
+    @property
+    def _whole(self) -> CollectorRegistry | Board:
+        return self._registry if self._seat is None else self._seat.board

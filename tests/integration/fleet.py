@@ -83,7 +83,8 @@ class Plan:
         models: Public name to the simulated model's, which says how it behaves.
         terms: Of keys; there are eight of each, besides the unlimited ones.
         unlimited: How many there are of those.
-        gateways: How many processes there are.
+        gateways: How many there are.
+        workers: How many processes share the port of each.
         store_url: Of a store the test has started, or will; the fleet then does not
             wait for it.
         keys_file: Whether the gateways have their keys from a file.
@@ -101,6 +102,7 @@ class Plan:
     terms: Sequence[Terms] = ()
     unlimited: int = 120
     gateways: int = 1
+    workers: int = 1
     store_url: str | None = None
     keys_file: bool = False
     server: Mapping[str, object] = field(default_factory=dict)
@@ -332,8 +334,10 @@ class Fleet:
     def _gateway(self, number: int) -> GatewayProcess:
         port = free_port()
         config = str(self.directory / "gateway.json")
+        workers = str(self._plan.workers)
+        where = ("--config", config, "--port", str(port), "--workers", workers)
         return GatewayProcess(
-            self.command("serve", "--config", config, "--port", str(port)),
+            self.command("serve", *where),
             self.environment,
             port,
             self.directory / f"gateway-{number}.log",

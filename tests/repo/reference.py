@@ -32,7 +32,7 @@ from gateway.auth.keyring import KeyEntry
 from gateway.auth.principal import Limits, Principal
 from gateway.exchange import charge
 from gateway.settings.schema import Settings
-from gateway.telemetry.metrics import AttemptResult, Metrics, Mode
+from gateway.telemetry.metrics import OF_WORKERS, AttemptResult, Metrics, Mode
 from streaming.errors import ClientFault, Fault, LocalFault, UpstreamFault
 from streaming.outcome import Outcome
 from streaming.stages.metering import UsageSource
@@ -241,13 +241,14 @@ LABELS: Mapping[str, Iterable[object] | str] = {
 def metrics() -> str:
     """Every metric."""
     return table(
-        ("metric", "kind", "labels", "meaning"),
+        ("metric", "kind", "labels", "meaning", "of workers"),
         (
             (
                 code(name),
                 str(one._type),
                 codes(one._labelnames),
                 one._documentation,
+                OF_WORKERS.get(name, sum).__name__,
             )
             for name, one in collectors().items()
         ),

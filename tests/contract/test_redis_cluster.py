@@ -315,7 +315,8 @@ async def test_what_a_fail_over_has_lost_is_held_and_settled_again(
     master = mortal.nodes[0]
     replica = mortal.replica_of(master)
     url = f"redis://{mortal.nodes[1].address}"
-    async with RedisLedger(url, cluster=True) as ledger:
+    # An election may take more than one round: nothing may expire meanwhile.
+    async with RedisLedger(url, cluster=True, lease_seconds=60) as ledger:
         name = mortal.principal_at(master, "team")
         team = Principal(name, "digest", limits=Limits(tokens_per_day=1000))
         await ledger.seed([team])

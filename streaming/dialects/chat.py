@@ -1,27 +1,14 @@
-"""The chat completions dialect: chunks of a stream, and whole answers.
-
-An event costs one typed decode of the few members metering needs (0.6 µs). Whatever
-does not fit those types is read again without types, member by member, so that an odd
-value costs time and never a token.
-"""
+"""The chat completions dialect: chunks of a stream, and whole answers."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from typing import override
 
 import msgspec
 
-from streaming.dialects.reading import (
-    DONE,
-    NOTHING,
-    Dialect,
-    Reading,
-    TokenUsage,
-    read_usage,
-)
+from streaming.dialects.chunk import ABSENT, Chunk, read_event
+from streaming.dialects.reading import Dialect, Reading, read_usage
 from streaming.dialects.untyped import Member, TextsOf, as_text, read_object
 from streaming.sse import JOINT
-
-_ABSENT = msgspec.Raw(b"")
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -47,25 +34,19 @@ class _Choice(msgspec.Struct, gc=False):
     delta: _Delta
     index: int = 0
     finish_reason: str | None = None
-    usage: msgspec.Raw = _ABSENT
+    usage: msgspec.Raw = ABSENT
 
 
 class _Answered(msgspec.Struct, gc=False, rename={"delta": "message"}):
     delta: _Delta
     index: int = 0
     finish_reason: str | None = None
-    usage: msgspec.Raw = _ABSENT
+    usage: msgspec.Raw = ABSENT
 
 
-class _Chunk[C: (_Choice, _Answered)](msgspec.Struct, gc=False):
-    choices: list[C]
-    usage: TokenUsage | msgspec.UnsetType | None = msgspec.UNSET
-    error: msgspec.Raw = _ABSENT
-
-
-_decode = msgspec.json.Decoder(_Chunk[_Choice]).decode
-_decode_run = msgspec.json.Decoder(list[_Chunk[_Choice]]).decode
-_decode_answer = msgspec.json.Decoder(_Chunk[_Answered]).decode
+_decode = msgspec.json.Decoder(Chunk[_Choice]).decode
+_decode_run = msgspec.json.Decoder(list[Chunk[_Choice]]).decode
+_decode_answer = msgspec.json.Decoder(Chunk[_Answered]).decode
 
 
 class ChatDialect(Dialect):
@@ -74,15 +55,7 @@ class ChatDialect(Dialect):
     @override
     def read(self, data: bytes) -> Reading:
         """Read one event's payload."""
-        if data == b"[DONE]":
-            return DONE
-        try:
-            chunk = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return read_object(data, _DELTA) or NOTHING
-        if chunk.error is not _ABSENT:
-            return read_object(data, _DELTA) or NOTHING
-        return _read_chunk(chunk)
+        return read_event(data, _decode, _read_chunk, _DELTA)
 
     @override
     def read_run(self, data: bytes, events: int, /) -> Reading | None:
@@ -102,12 +75,12 @@ class ChatDialect(Dialect):
             return read_object(body, _MESSAGE)
         # In a whole answer tool calls have no index: each one's place tells it.
         called = any(choice.delta.tool_calls for choice in answer.choices)
-        if called or answer.error is not _ABSENT:
+        if called or answer.error is not ABSENT:
             return read_object(body, _MESSAGE)
         return _read_chunk(answer)
 
 
-def _read_chunk[C: (_Choice, _Answered)](chunk: _Chunk[C]) -> Reading:
+def _read_chunk[C: (_Choice, _Answered)](chunk: Chunk[C]) -> Reading:
     reading = Reading()
     choices = chunk.choices
     if len(choices) == 1:
@@ -126,14 +99,14 @@ def _read_chunk[C: (_Choice, _Answered)](chunk: _Chunk[C]) -> Reading:
         reading.has_usage = True
         reading.usage = chunk.usage
     for choice in choices:
-        if choice.usage is not _ABSENT:
+        if choice.usage is not ABSENT:
             reading.has_usage = True
             at_choice = read_usage(msgspec.json.decode(choice.usage))
             reading.usage = reading.usage or at_choice
     return reading
 
 
-def _read_run(chunks: Sequence[_Chunk[_Choice]]) -> Reading | None:
+def _read_run(chunks: Sequence[Chunk[_Choice]]) -> Reading | None:
     """All chunks as one, if they bring nothing but text and usage of one choice."""
     first = chunks[0]
     if not first.choices:
@@ -142,10 +115,10 @@ def _read_run(chunks: Sequence[_Chunk[_Choice]]) -> Reading | None:
     texts: dict[Hashable, list[str]] = {}
     for chunk in chunks:
         choices = chunk.choices
-        if len(choices) != 1 or chunk.error is not _ABSENT:
+        if len(choices) != 1 or chunk.error is not ABSENT:
             return None
         choice = choices[0]
-        if choice.finish_reason is not None or choice.usage is not _ABSENT:
+        if choice.finish_reason is not None or choice.usage is not ABSENT:
             return None
         if choice.index != index or type(chunk.usage) is not kind:
             return None

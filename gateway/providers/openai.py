@@ -6,9 +6,7 @@ own stream, so that bytes stay bytes. It never retries: attempts are the router'
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from functools import partial
 from typing import Any, cast, override
 
 import httpx
@@ -16,8 +14,8 @@ import msgspec
 from openai import APIConnectionError, AsyncOpenAI, AsyncStream
 
 from gateway.providers.adapter import Adapter, stream_options
-from gateway.providers.provider import Call, Endpoint, Upstream
-from gateway.providers.upstream import HeldAnswer, UpstreamClient
+from gateway.providers.provider import Call, Endpoint
+from gateway.providers.upstream import Headers, UpstreamClient
 
 _CAPS = {
     Endpoint.CHAT_COMPLETIONS: "max_completion_tokens",
@@ -76,37 +74,22 @@ class OpenAIClient(UpstreamClient):
         )
 
     @override
-    def open(
+    async def post(
         self,
         path: str,
+        headers: Headers,
         body: bytes,
-        request_id: str,
-        *,
-        stream: bool,
-        on_send: Callable[[], None] | None = None,
-    ) -> AbstractAsyncContextManager[Upstream]:
-        """See ``UpstreamClient.open``."""
-        headers = {
-            "accept": "text/event-stream" if stream else "application/json",
-            "content-type": "application/json",
-            "x-request-id": request_id,
-        }
-        return HeldAnswer(partial(self._post, path, body, headers, on_send))
-
-    async def _post(
-        self,
-        path: str,
-        body: bytes,
-        headers: dict[str, str],
         on_send: Callable[[], None] | None,
     ) -> httpx.Response:
+        """See ``UpstreamClient.post``."""
+        given = {name.decode(): value.decode() for name, value in headers}
         _on_send.set(on_send)  # of the exchange's own task: it is read a few calls down
         try:
             answer: object = await self._sdk.post(
                 f"{self._base_url}/{path}",  # a relative one is parsed twice
                 cast_to=httpx.Response,
                 content=body,
-                options={"headers": headers},
+                options={"headers": given},
                 stream=True,
                 stream_cls=AsyncStream[object],
             )

@@ -2,7 +2,7 @@
 
 import errno
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib.metadata import version
@@ -15,6 +15,9 @@ from gateway.errors import ConnectTimeout, Overloaded, UpstreamLost, UpstreamUnr
 from gateway.providers.provider import Upstream
 from gateway.providers.transport import PooledTransport, ResponseBody
 from streaming.errors import Fault, UpstreamFault, UpstreamInvalid, UpstreamTimeout
+
+type Headers = Sequence[tuple[bytes, bytes]]
+"""Of a request, besides those that all of them have; names in lower case."""
 
 type Send = Callable[[], Awaitable[httpx.Response]]
 """Sends a request; returns when the head of its answer is there."""
@@ -111,14 +114,28 @@ class UpstreamClient:
             (b"content-type", b"application/json"),
             (b"x-request-id", request_id.encode("ascii")),
         )
+        return HeldAnswer(partial(self.post, path, headers, body, on_send))
+
+    async def post(
+        self,
+        path: str,
+        headers: Headers,
+        body: bytes,
+        on_send: Callable[[], None] | None,
+    ) -> httpx.Response:
+        """Send a body; return when the head of its answer is there.
+
+        Raises:
+            httpx.TransportError: As ``PooledTransport`` does.
+        """
         request = self.request("POST", path, headers, body, on_send)
-        return HeldAnswer(partial(self.transport.handle_async_request, request))
+        return await self.transport.handle_async_request(request)
 
     def request(
         self,
         method: str,
         path: str,
-        headers: Iterable[tuple[bytes, bytes]] = (),
+        headers: Headers = (),
         body: bytes = b"",
         on_send: Callable[[], None] | None = None,
     ) -> httpx.Request:

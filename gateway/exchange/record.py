@@ -31,12 +31,9 @@ def record_tokens(metrics: Metrics, meter: Meter, spent: Spent) -> None:
     by = spent.model, spent.provider
     if spent.charged is not None:
         source = meter.source(ended=spent.complete)
-        prompt, completion = (
-            spent.charged.prompt_tokens,
-            spent.charged.completion_tokens,
-        )
-        metrics.tokens(*by, "prompt", source).inc(prompt)
-        metrics.tokens(*by, "completion", source).inc(completion)
+        charged = spent.charged
+        metrics.tokens(*by, "prompt", source).inc(charged.prompt_tokens)
+        metrics.tokens(*by, "completion", source).inc(charged.completion_tokens)
     first, last, batches = meter.first_text_at, meter.last_text_at, meter.text_batches
     if first is None or last is None:
         return

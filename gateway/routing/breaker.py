@@ -30,9 +30,9 @@ class BreakerRule:
         open_seconds: Until a probe.
     """
 
-    failures: int = 5
-    window_seconds: float = 10.0
-    open_seconds: float = 5.0
+    failures: int
+    window_seconds: float
+    open_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,7 +227,7 @@ class Rig:
         return Exchanges(
             router=Router({"m": [Candidate(self.provider, "theirs")]}),
             attempts=Attempts(
-                Standing(Rules({}, 0.2, BreakerRule()), metrics, self.clock)
+                Standing(Rules({}, 0.2, BreakerRule(5, 10.0, 5.0)), metrics, self.clock)
             ),
             estimators={"m": estimator},
             dialects={Endpoint.CHAT_COMPLETIONS: ChatDialect()},

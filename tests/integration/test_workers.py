@@ -131,13 +131,18 @@ async def growing(clients: Sequence[RawClient]) -> int:
     )
 
 
+async def are_growing(clients: Sequence[RawClient], expected: int) -> int:
+    """How many still grow, once those of a dead worker have been read to their ends."""
+    return await eventually(lambda: growing(clients), lambda found: found == expected)
+
+
+async def metric(fleet: Fleet, name: str) -> int:
+    return (await fleet.metric(f"gateway_{name}"))[""]
+
+
 async def gauge(fleet: Fleet, name: str, expected: int) -> int:
     """A gauge, as soon as it is as expected."""
-
-    async def read() -> int:
-        return (await fleet.metric(f"gateway_{name}"))[""]
-
-    return await eventually(read, lambda found: found == expected)
+    return await eventually(lambda: metric(fleet, name), lambda n: n == expected)
 
 
 async def completed(fleet: Fleet) -> int:
@@ -162,9 +167,11 @@ async def test_killed_worker_is_replaced_and_takes_only_its_own_streams(
         both = workers(gateway)
         os.kill(min(both), signal.SIGKILL)
         killed_at = anyio.current_time()
-        left = await growing(clients)
+        left = await eventually(
+            lambda: metric(fleet, "active_streams"), lambda n: n < STREAMS
+        )
         assert 0 < left < STREAMS
-        assert await gauge(fleet, "active_streams", left) == left
+        assert await are_growing(clients, left) == left
         while anyio.current_time() < killed_at + BACK_SECONDS:
             assert await completed(fleet) == before + BRIEF
             assert await gauge(fleet, "reservations_open", left) == left
@@ -175,7 +182,7 @@ async def test_killed_worker_is_replaced_and_takes_only_its_own_streams(
             LEASED_SECONDS,
         )
         assert len(held["reservations"]) == left
-        assert await growing(clients) == left
+        assert await are_growing(clients, left) == left
         assert workers(gateway) == both - {min(both)} | {new}
     await check_nothing_is_held(fleet, key)
 

@@ -278,6 +278,7 @@ class Application:
         web = FastAPI(
             title="Sluice",
             openapi_url=None,
+            telemetry={"tracing": False, "metrics": False, "logs": False},
             lifespan=lambda _: self,
             exception_handlers={Fault: answer_fault, HTTPException: answer_no_route},
         )

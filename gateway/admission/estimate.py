@@ -16,12 +16,12 @@ more                         not at all: its size in bytes stands for it
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
 from typing import Final
 
 import anyio
+import msgspec
 from anyio import to_thread
 
 from gateway.admission.media import file_tokens, image_tokens, recording_tokens
@@ -55,8 +55,7 @@ type Item = str | int
 """A part of a prompt: text to be counted, or tokens known already."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(msgspec.Struct, frozen=True):
     """The most a provider may generate.
 
     Attributes:
@@ -75,8 +74,7 @@ class Completion:
         return self.cap * self.choices
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True):
     """What to hold for a request.
 
     Attributes:

@@ -21,14 +21,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import msgspec
+
 from gateway.auth.principal import Principal
 
 LEASE_SECONDS = 5.0
 """A hold that is not renewed for this long is swept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """What is asked of the ledger for one exchange.
 
     Attributes:
@@ -53,8 +54,7 @@ class Hold:
         return self.prompt_tokens + self.completion_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(msgspec.Struct, frozen=True):
     """One per-minute limit as it stands.
 
     Attributes:
@@ -68,8 +68,7 @@ class Rate:
     reset_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """A reservation that is held.
 
     Attributes:
@@ -108,8 +107,7 @@ class Refused(Exception):
         self.tokens = tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Renewal:
+class Renewal(msgspec.Struct, frozen=True):
     """A live reservation's heartbeat.
 
     Attributes:
@@ -135,8 +133,7 @@ class RenewalState(StrEnum):
     UNKNOWN = "unknown"  # no answer for this one: its part of the store is lost
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens an exchange really cost; both at least 0."""
 
     prompt_tokens: int

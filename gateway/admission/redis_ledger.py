@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import batched
 from time import monotonic
 from types import TracebackType
@@ -70,8 +70,7 @@ FAULTS: dict[str, type[Fault]] = {
 """What is raised, by the limit that refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Call[A: Answer]:
+class _Call[A: Answer](msgspec.Struct, frozen=True):
     question: Question[A]
     principal: str
     argv: tuple[Part, ...]

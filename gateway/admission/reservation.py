@@ -115,7 +115,7 @@ class Reservation(Gate):
         self._progress = 0
         self._allowed = -1  # allowance the ledger has confirmed; -1: no mark yet
         self._marks: deque[tuple[float, int]] = deque()  # (time, tokens), oldest first
-        self._moved = anyio.Event()
+        self._moved: anyio.Event | None = None  # made by who waits for it
         self.dispatched = False
         self.was_held = False
 
@@ -205,6 +205,8 @@ class Reservation(Gate):
         if tokens > self._quiet_to and self._ask(tokens):
             self._keeper.renew(self, at_once=tokens > self._allowed)
         while tokens > self._allowed:
+            if self._moved is None:
+                self._moved = anyio.Event()
             await self._moved.wait()
 
     @property
@@ -249,8 +251,9 @@ class Reservation(Gate):
 
     def _move(self, allowed: int) -> None:
         self._allowed = allowed
-        moved, self._moved = self._moved, anyio.Event()
-        moved.set()
+        moved, self._moved = self._moved, None
+        if moved is not None:
+            moved.set()
 
     def _ask(self, tokens: int) -> bool:
         """Have the next renewal ask for an allowance beyond these tokens.

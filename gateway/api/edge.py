@@ -2,8 +2,8 @@
 
 import logging
 import re
+import secrets
 from typing import cast
-from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -73,7 +73,7 @@ def _request_id(headers: list[tuple[bytes, bytes]]) -> bytes:
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value
-    return uuid4().hex.encode("ascii")
+    return secrets.token_hex(16).encode("ascii")
 
 
 def _too_large(headers: list[tuple[bytes, bytes]]) -> bool:

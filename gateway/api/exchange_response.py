@@ -1,10 +1,11 @@
 """The response that owns an exchange, and the only reader of ``receive()``."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import override
 
 import anyio
+import msgspec
+from anyio import TaskHandle
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -57,9 +58,10 @@ class ExchangeResponse(Response):
             return
         async with anyio.create_task_group() as tasks:
             client.beat_in(tasks)
-            tasks.start_soon(_watch, receive, exchange)
+            watching = tasks.start_soon(_watch, receive, exchange)
             await exchange.run()
-            tasks.cancel_scope.cancel()
+            if watching.status is TaskHandle.Status.PENDING:
+                tasks.cancel_scope.cancel()
 
     async def _read(self, scope: Scope, receive: Receive) -> Ask:
         settings = self._services.settings
@@ -69,7 +71,7 @@ class ExchangeResponse(Response):
         ask = self._parse(parse_body(body), request_id_of(scope))
         if (affinity := settings.routing.affinity) is None:
             return ask
-        return replace(ask, session=_session(affinity, scope, ask))
+        return msgspec.structs.replace(ask, session=_session(affinity, scope, ask))
 
 
 def _session(affinity: AffinitySettings, scope: Scope, ask: Ask) -> str:

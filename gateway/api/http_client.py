@@ -54,6 +54,11 @@ class HttpClient(Client):
     def started(self) -> bool:
         return self._started
 
+    @property
+    @override
+    def answered(self) -> bool:
+        return self._ended
+
     @override
     def describe(self, headers: Mapping[str, str]) -> None:
         self._headers.update(headers)

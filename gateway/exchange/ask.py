@@ -1,7 +1,6 @@
 """What a client asks for, parsed and valid."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -11,8 +10,7 @@ from gateway.telemetry.metrics import Mode
 from streaming.stages.usage_view import UsageWish
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """One request.
 
     Attributes:
@@ -39,7 +37,7 @@ class Ask:
 
     def without_body(self) -> "Ask":
         """The same request, to be kept while it is answered: bodies are large."""
-        return replace(self, body={}, members={})
+        return msgspec.structs.replace(self, body={}, members={})
 
     @property
     def mode(self) -> Mode:

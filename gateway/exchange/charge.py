@@ -14,15 +14,15 @@ For a provider's failure the first event is the first the client has seen; for t
 client's leaving it is the first we have. A json answer is one event: the whole of it.
 """
 
-from dataclasses import dataclass
+
+import msgspec
 
 from gateway.admission.ledger import Usage
 from streaming.errors import Fault, UpstreamFault
 from streaming.stages.metering import Meter
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True):
     """How an exchange that had been dispatched ended.
 
     Attributes:

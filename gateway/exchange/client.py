@@ -21,6 +21,11 @@ class Client(ObjectSendStream[Batch]):
     def started(self) -> bool:
         """Whether a status line has been sent."""
 
+    @property
+    @abstractmethod
+    def answered(self) -> bool:
+        """Whether the answer has ended, in whatever way: nothing can be added."""
+
     @abstractmethod
     def describe(self, headers: Mapping[str, str]) -> None:
         """Add headers to the answer; too late once it has started."""

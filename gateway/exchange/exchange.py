@@ -6,10 +6,10 @@ lines below the block tell the client and settle, exactly once.
 """
 
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from uuid import uuid4
 
 import anyio
 
@@ -200,7 +200,7 @@ class Exchange:
 
     def leave(self) -> None:
         """The client has left; after its whole answer that is no news."""
-        if not self._life.completed:
+        if not self._life.completed and not self._client.answered:
             self._left_at = self._shared.clock()
             self._life.end(ClientDisconnected())
 
@@ -304,6 +304,8 @@ class Exchange:
     async def _tell(self) -> None:
         """Tell the client how it ended, where it has not been told."""
         client, cause = self._client, self._life.cause
+        if client.answered:
+            return
         if isinstance(cause, ClientStalled):
             client.abort()
         elif not isinstance(cause, ClientDisconnected):
@@ -344,7 +346,7 @@ class Exchange:
 
     def _hold(self, estimate: Estimate) -> Hold:
         return Hold(
-            id=uuid4().hex,
+            id=secrets.token_hex(16),
             principal=self._ask.principal.id,
             model=self._ask.model,
             prompt_tokens=estimate.prompt_tokens,

@@ -1,14 +1,14 @@
 """What an exchange leaves in the metrics about its tokens."""
 
-from dataclasses import dataclass
+
+import msgspec
 
 from gateway.admission.ledger import Usage
 from gateway.telemetry.metrics import Metrics
 from streaming.stages.metering import Meter
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(msgspec.Struct, frozen=True):
     """An exchange that has ended.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -18,8 +17,7 @@ class Endpoint(StrEnum):
     EMBEDDINGS = "embeddings"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One request as the client sent it, and the little that may be changed in it.
 
     Attributes:
@@ -38,11 +36,10 @@ class Call:
     stream: bool
     request_id: str
     default_cap: int | None
-    on_send: Callable[[], None] = field(default=lambda: None)
+    on_send: Callable[[], None] = lambda: None
 
 
-@dataclass(frozen=True, slots=True)
-class Upstream:
+class Upstream(msgspec.Struct, frozen=True):
     """A provider's open answer: its head has arrived, its body has not been read.
 
     Attributes:

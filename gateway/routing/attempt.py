@@ -8,11 +8,11 @@ covers all attempts of an exchange.
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, override
 
 import anyio
+import msgspec
 from anyio.abc import ByteReceiveStream
 
 from gateway.errors import UpstreamLimited
@@ -34,8 +34,7 @@ _KEY_REFUSED = (401, 403)
 _ERROR_BODY_SECONDS = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """An attempt whose answer has begun.
 
     Attributes:

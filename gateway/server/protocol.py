@@ -27,8 +27,8 @@ The end of an answer that nobody reads is kept until the connection has been idl
 """
 
 import asyncio
+import secrets
 from typing import Any, override
-from uuid import uuid4
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -255,7 +255,7 @@ def _answer(fault: Fault) -> bytes:
         STATUS_LINE[fault.status],
         fields.encode("ascii"),
         b"connection: close\r\n",
-        b"x-request-id: %b\r\n" % uuid4().hex.encode("ascii"),
+        b"x-request-id: %b\r\n" % secrets.token_hex(16).encode("ascii"),
         b"content-length: %d\r\n\r\n" % len(body),
         body,
     ))

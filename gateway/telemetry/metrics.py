@@ -6,11 +6,11 @@ looked up per token.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, partial
 from importlib.metadata import version
 
+import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -54,8 +54,7 @@ class Mode(StrEnum):
     JSON = "json"
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """An exchange that has ended; ``provider`` is ``none`` when nobody answered."""
 
     model: str

@@ -135,6 +135,11 @@ class RecordingClient(Client, RecordingSink):
     def started(self) -> bool:
         return self._started
 
+    @property
+    @override
+    def answered(self) -> bool:
+        return self.ended or self.aborted
+
     @override
     def describe(self, headers: Mapping[str, str]) -> None:
         pass

@@ -111,8 +111,6 @@ class Pump:
         """
         pulse = life.pulse
         while not (self._verdict.over or self._framer.fault):
-            if life.ended:  # while a batch was sent: the next need not be parsed
-                raise ClientDisconnected
             try:
                 data = await upstream.receive(READ_BYTES)
             except (anyio.EndOfStream, UpstreamFault) as end:
@@ -127,7 +125,10 @@ class Pump:
                 await self._deliver(batch, client, life, gate, clock)
                 if self._meter.overran() and not self._verdict.complete:
                     raise UpstreamOverrun
-            pulse.wait_for(Wait.NEXT_BYTES, clock())
+            elif life.ended:
+                raise ClientDisconnected
+            else:
+                pulse.wait_for(Wait.NEXT_BYTES, now)
         await self._deliver(self._flushed(), client, life, gate, clock)
         if self._framer.fault is not None:
             raise self._framer.fault
@@ -152,7 +153,9 @@ class Pump:
     def _staged(self, frames: Sequence[Frame], now: float) -> Batch:
         if not frames:
             return []
-        batch = [event for frame in frames for event in read(self._dialect, frame)]
+        batch = read(self._dialect, frames[0])
+        for frame in frames[1:]:  # all of a read are one run, nearly always
+            batch += read(self._dialect, frame)
         self.started = True
         for stage in self._stages:
             batch = stage.apply(batch, now)
@@ -197,7 +200,7 @@ class Pump:
         self._untaken = []
         now = clock()
         self.send_seconds += now - started
-        life.pulse.wait_for(Wait.NOTHING, now)
+        life.pulse.wait_for(Wait.NEXT_BYTES, now)
         life.pulse.client_fed_at = now
 
     def _judge(self, end: Exception) -> None:

@@ -12,6 +12,7 @@ from fastapi import Depends, FastAPI, Request
 from starlette.responses import Response
 
 from gateway.api.authentication import authenticate
+from gateway.api.caller_route import CallerRoute
 from gateway.api.exchange_response import ExchangeResponse
 from gateway.api.request_body import Body
 from gateway.api.services import Services
@@ -25,29 +26,37 @@ from streaming.stages.usage_view import UsageWish
 def add_routes(web: FastAPI, services: Services) -> None:
     """Add the endpoints to the application.
 
-    What a request needs but does not change is bound here, once: of the framework's
-    work per request one dependency is left.
+    What a request needs but does not change is bound here, once.
     """
 
-    async def caller(request: Request) -> Principal:  # noqa: RUF029 - a plain function would go through a thread
+    def caller(request: Request) -> Principal:
         return authenticate(request, services)
 
     type Caller = Annotated[Principal, Depends(caller)]
 
-    @web.post("/v1/chat/completions")
-    async def chat_completions(caller: Caller) -> Response:
+    def chat_completions(caller: Caller) -> Response:
         """Answer a chat, streaming or not; the response reads the body itself."""
         return ExchangeResponse(services, partial(read_chat, caller))
 
-    @web.post("/v1/completions")
-    async def completions(caller: Caller) -> Response:
+    def completions(caller: Caller) -> Response:
         """Go on with a text, or several, streaming or not."""
         return ExchangeResponse(services, partial(read_completion, caller))
 
-    @web.post("/v1/embeddings")
-    async def embeddings(caller: Caller) -> Response:
+    def embeddings(caller: Caller) -> Response:
         """Turn texts into vectors; metered on the prompt alone."""
         return ExchangeResponse(services, partial(read_embedding, caller))
+
+    for endpoint, serve in (
+        (Endpoint.CHAT_COMPLETIONS, chat_completions),
+        (Endpoint.COMPLETIONS, completions),
+        (Endpoint.EMBEDDINGS, embeddings),
+    ):
+        web.router.add_api_route(
+            f"/v1/{endpoint}",
+            serve,
+            methods=["POST"],
+            route_class_override=CallerRoute,
+        )
 
 
 def read_chat(caller: Principal, body: Body, request_id: str) -> Ask:

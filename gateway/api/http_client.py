@@ -67,7 +67,13 @@ class HttpClient(Client):
     async def send(self, item: Batch) -> None:
         if not self._started:
             await self._start(200, _STREAM_HEADERS)
-        await self._raw_send(_chunk(b"".join([event.frame.wire for event in item])))
+        wires = [event.frame.wire for event in item]
+        body = wires[0] if len(wires) == 1 else b"".join(wires)
+        await self._raw_send({
+            "type": "http.response.body",
+            "body": body,
+            "more_body": True,
+        })
 
     @override
     async def answer(self, headers: Mapping[str, str], body: bytes) -> None:

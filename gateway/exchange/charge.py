@@ -14,7 +14,6 @@ For a provider's failure the first event is the first the client has seen; for t
 client's leaving it is the first we have. A json answer is one event: the whole of it.
 """
 
-
 import msgspec
 
 from gateway.admission.ledger import Usage

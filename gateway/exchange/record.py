@@ -1,6 +1,5 @@
 """What an exchange leaves in the metrics about its tokens."""
 
-
 import msgspec
 
 from gateway.admission.ledger import Usage

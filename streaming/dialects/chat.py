@@ -81,20 +81,25 @@ class ChatDialect(Dialect):
 
 
 def _read_chunk[C: (_Choice, _Answered)](chunk: Chunk[C]) -> Reading:
-    reading = Reading()
     choices = chunk.choices
     if len(choices) == 1:
         choice = choices[0]
-        reading.choices = (choice.index,)
-        reading.texts = _texts(choice.index, choice.delta)
-        if choice.finish_reason is not None:
-            reading.finishes = ((choice.index, choice.finish_reason),)
+        reason = choice.finish_reason
+        reading = Reading(
+            texts=_texts(choice.index, choice.delta),
+            finishes=() if reason is None else ((choice.index, reason),),
+            choices=(choice.index,),
+        )
     else:
-        reading.choices = [choice.index for choice in choices]
-        reading.texts = [t for c in choices for t in _texts(c.index, c.delta)]
-        reading.finishes = [
-            (c.index, c.finish_reason) for c in choices if c.finish_reason is not None
-        ]
+        reading = Reading(
+            texts=[t for c in choices for t in _texts(c.index, c.delta)],
+            finishes=[
+                (c.index, c.finish_reason)
+                for c in choices
+                if c.finish_reason is not None
+            ],
+            choices=[choice.index for choice in choices],
+        )
     if chunk.usage is not msgspec.UNSET:
         reading.has_usage = True
         reading.usage = chunk.usage

@@ -51,6 +51,8 @@ _USAGE_OR_CHOICES = _Ours(rb"usage|choices")
 _INNER = rb'(?:[^{}"\\]++|"[^"\\]*+")'
 _FLAT = rb"\{(?:" + _INNER + rb"|\{" + _INNER + rb"*+\})*+\}"
 _PLAIN_START = b',"usage":'
+_LAST_START = b',"usage":{'
+_LAST_END = b"}}"
 _COUNTS = rb'\{(?:"[a-z_]++":(?:[0-9]++|null),?+)*+\}'
 _PLAIN = re.compile(
     _PLAIN_START
@@ -71,13 +73,28 @@ def without_usage(data: bytes) -> bytes:
         The same bytes without the text of each such member, at the top level or
         directly in an element of ``choices``, and without the comma that joined it.
     """
+    first = data.find(b'"usage"') - 1
+    if data.startswith(_LAST_START, first) and _is_flat_and_last(data, first):
+        return data[:first] + b"}"  # this is every token
     if data.count(b'"usage"') == 1:
         start = data.rfind(_PLAIN_START)
-        if start >= 0 and (plain := _PLAIN.match(data, start)):  # this is every token
+        if start >= 0 and (plain := _PLAIN.match(data, start)):
             return data[:start] + data[plain.end() :]
         if match := _USAGE.search(data):
             return _without(data, [match.span()])
     return _without(data, _usage_spans(data))
+
+
+def _is_flat_and_last(data: bytes, start: int) -> bool:
+    """Whether an object that begins here is without others, and ends the outer one.
+
+    In JSON it is, if there is no other brace: braces in strings would be more.
+    """
+    return (
+        data.endswith(_LAST_END)
+        and data.count(b"{", start) == 1
+        and data.count(b"}", start) == len(_LAST_END)
+    )
 
 
 def without_usages(run: bytes, events: int) -> bytes | None:

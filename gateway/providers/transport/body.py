@@ -35,8 +35,9 @@ class ResponseBody(ByteReceiveStream):
             anyio.ClosedResourceError: It was closed on this side.
             anyio.BusyResourceError: Another task is in ``receive``.
         """
-        connection = self._open_connection()
-        while not connection.buffer:
+        while (connection := self._connection) is not None:
+            if connection.buffer:
+                return connection.take(max_bytes)
             if connection.state is State.COMPLETE:
                 self._at_end = True
                 await self.aclose()
@@ -44,8 +45,7 @@ class ResponseBody(ByteReceiveStream):
                 raise UpstreamTruncated from connection.error
             else:
                 await connection.changed()
-            self._open_connection()
-        return connection.take(max_bytes)
+        raise anyio.EndOfStream if self._at_end else anyio.ClosedResourceError
 
     @override
     async def aclose(self) -> None:
@@ -59,11 +59,6 @@ class ResponseBody(ByteReceiveStream):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
-
-    def _open_connection(self) -> Connection:
-        if self._connection is None:
-            raise anyio.EndOfStream if self._at_end else anyio.ClosedResourceError
-        return self._connection
 
 
 class ResponseStream(httpx.AsyncByteStream):

@@ -206,9 +206,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def take(self, max_bytes: int) -> bytes:
         """Empty the buffer, up to a size, and let the socket be read if that helps."""
-        data = bytes(self.buffer[:max_bytes])
-        del self.buffer[:max_bytes]
-        self._read_on()
+        buffer = self.buffer
+        if len(buffer) <= max_bytes:
+            data = bytes(buffer)
+            buffer.clear()
+        else:
+            data = bytes(memoryview(buffer)[:max_bytes])
+            del buffer[:max_bytes]
+        if not self._reading:
+            self._read_on()
         return data
 
     def finish(self) -> None:

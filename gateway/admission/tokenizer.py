@@ -116,6 +116,8 @@ class Tokenizer:
 
     def count(self, text: str) -> int:
         """How many tokens the text has, whatever its length."""
+        if len(text) <= PIECE_CHARACTERS:
+            return len(self.encode(text))
         return sum(len(self.encode(piece)) for piece in pieces(text, PIECE_CHARACTERS))
 
 

@@ -5,7 +5,7 @@ from typing import override
 
 import anyio
 import msgspec
-from anyio import TaskHandle
+from anyio import TaskHandle, to_thread
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,6 +18,9 @@ from gateway.exchange.ask import Ask
 from gateway.exchange.exchange import Exchange
 from gateway.settings.schema import AffinitySettings
 from streaming.errors import ClientDisconnected, Fault
+
+INLINE_BYTES = 131_072
+"""Of a body that is parsed on the event loop: some 10 ms at worst."""
 
 type Parse = Callable[[Body, str], Ask]
 """From a parsed body and a request id to what is asked for."""
@@ -68,7 +71,11 @@ class ExchangeResponse(Response):
         body = await read_body(
             receive, scope["headers"], settings.server.max_body_bytes
         )
-        ask = self._parse(parse_body(body), request_id_of(scope))
+        if len(body) <= INLINE_BYTES:
+            parsed = parse_body(body)
+        else:
+            parsed = await to_thread.run_sync(parse_body, body)
+        ask = self._parse(parsed, request_id_of(scope))
         if (affinity := settings.routing.affinity) is None:
             return ask
         return msgspec.structs.replace(ask, session=_session(affinity, scope, ask))

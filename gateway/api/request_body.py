@@ -63,9 +63,7 @@ def parse_body(body: bytes) -> Body:
     """
     containers = _containers(body)
     try:
-        parsed = json.loads(
-            body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        parsed = _decode(body.decode())
     except UnicodeDecodeError:
         _refuse("The body is not valid UTF-8.")
     except json.JSONDecodeError:
@@ -138,6 +136,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _no_constant(_constant: str) -> NoReturn:
     _refuse("The body holds a number that is not finite.")
+
+
+_decode = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant
+).decode
 
 
 def _refuse(message: str) -> NoReturn:

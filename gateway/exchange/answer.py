@@ -104,6 +104,8 @@ async def take_arrived(upstream: Upstream) -> bytes:
 
 async def read_to_end(upstream: Upstream, seconds: float) -> None:
     """Let the body come to its end, so that its connection can be used again."""
+    if upstream.is_whole():
+        return
     with anyio.move_on_after(seconds), suppress(anyio.EndOfStream, UpstreamFault):
         while True:
             await upstream.body.receive()

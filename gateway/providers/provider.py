@@ -50,12 +50,14 @@ class Upstream(msgspec.Struct, frozen=True):
             ``UpstreamTruncated`` when it ends in any other way.
         attempts: How often the request was written: 2 when a kept-alive connection
             turned out to be closed.
+        is_whole: Tells whether all of the body has arrived, be it read or not.
     """
 
     status: int
     headers: Mapping[str, str]
     body: ByteReceiveStream
     attempts: int = 1
+    is_whole: Callable[[], bool] = lambda: False
 
 
 class Provider(Protocol):

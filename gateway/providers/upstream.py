@@ -217,7 +217,9 @@ class HeldAnswer(AbstractAsyncContextManager[Upstream]):
             self._body.abort()
             raise UpstreamInvalid
         attempts = response.request.extensions["attempts"]
-        return Upstream(response.status_code, headers, self._body, attempts)
+        return Upstream(
+            response.status_code, headers, self._body, attempts, self._body.is_whole
+        )
 
     @override
     async def __aexit__(

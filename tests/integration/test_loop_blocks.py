@@ -87,6 +87,7 @@ async def watched(directory: Path, keys: int = 8) -> AsyncIterator[Watched]:
             providers={"raw": provider.url("/v1")},
             unlimited=keys,
             keys_file=True,
+            server={"max_body_bytes": 8 * MEBIBYTE},
             command=(sys.executable, watched_loop.__file__, str(note), "gateway"),
         )
         async with Fleet(plan) as fleet:
@@ -171,6 +172,23 @@ async def test_loop_runs_on_when_a_body_is_as_large_as_it_may_be(
     gateway.said.answer = whole(b'{"choices":[],"usage":%b}' % _COUNTS)
     assert len(body) <= MEBIBYTE
     assert await gateway.ask(body) == status
+    assert await gateway.longest_block() < MOST_SECONDS
+
+
+LONG_PROMPTS: Mapping[str, bytes] = {
+    "one text": chat(messages=[{"role": "user", "content": "river lock " * 480_000}]),
+    "messages": chat(messages=[{"role": "user", "content": "river " * 12}] * 50_000),
+}
+
+
+@pytest.mark.parametrize("prompt", LONG_PROMPTS)
+async def test_loop_runs_on_when_a_prompt_has_five_megabytes(
+    gateway: Watched, prompt: str
+) -> None:
+    body = LONG_PROMPTS[prompt]
+    gateway.said.answer = whole(b'{"choices":[],"usage":%b}' % _COUNTS)
+    assert len(body) > 5_000_000
+    assert await gateway.ask(body) == 200
     assert await gateway.longest_block() < MOST_SECONDS
 
 

@@ -54,6 +54,11 @@ class ResponseBody(ByteReceiveStream):
         if connection is not None:
             connection.finish()
 
+    def is_whole(self) -> bool:
+        """Whether all of it has arrived, be it read or not."""
+        connection = self._connection
+        return connection is None or connection.state is State.COMPLETE
+
     def abort(self) -> None:
         """Close the connection at once."""
         connection, self._connection = self._connection, None

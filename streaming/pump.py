@@ -129,6 +129,7 @@ class Pump:
                 raise ClientDisconnected
             else:
                 pulse.wait_for(Wait.NEXT_BYTES, now)
+            del data, batch  # while it waits, a stream holds nothing
         await self._deliver(self._flushed(), client, life, gate, clock)
         if self._framer.fault is not None:
             raise self._framer.fault

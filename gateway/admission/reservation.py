@@ -17,7 +17,6 @@ ledger has confirmed the dispatch mark, ``allowed`` is -1: nothing passes.
 
 from __future__ import annotations
 
-from collections import deque
 from enum import Enum
 from math import ceil
 from typing import TYPE_CHECKING, Protocol, Self, override
@@ -114,7 +113,7 @@ class Reservation(Gate):
         self._quiet_to = -1
         self._progress = 0
         self._allowed = -1  # allowance the ledger has confirmed; -1: no mark yet
-        self._marks: deque[tuple[float, int]] = deque()  # (time, tokens), oldest first
+        self._marks: list[tuple[float, int]] = []  # (time, tokens), oldest first
         self._moved: anyio.Event | None = None  # made by who waits for it
         self.dispatched = False
         self.was_held = False
@@ -277,7 +276,7 @@ class Reservation(Gate):
         marks = self._marks
         marks.append((now, tokens))
         while len(marks) > 1 and marks[1][0] <= now - PACE_SECONDS:
-            marks.popleft()
+            del marks[0]
         since, before = marks[0]
         if now - since < PACE_SECONDS:  # the stream is younger than that
             return tokens

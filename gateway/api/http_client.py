@@ -131,6 +131,7 @@ class HttpClient(Client):
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._started = True
         pairs = {**self._headers, **headers}
+        self._headers = {}
         await self._send({
             "type": "http.response.start",
             "status": status,

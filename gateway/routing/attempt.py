@@ -7,9 +7,9 @@ covers all attempts of an exchange.
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Self, override
+from typing import override
 
 import anyio
 import msgspec
@@ -82,37 +82,81 @@ class Attempts:
         return _FirstAnswer(self._standing, call, in_order, life)
 
 
-class _Place:
-    """A place at a candidate, taken for the length of an attempt."""
+class _Asked(AbstractAsyncContextManager[Upstream]):
+    """A place at a candidate and the answer it has begun, for the length of the block.
+
+    Entering raises the fault that kept the answer from beginning; then nothing is held.
+    """
 
     def __init__(
-        self, standing: Standing, candidate: Candidate, life: Life, *, extra: bool
+        self,
+        standing: Standing,
+        candidate: Candidate,
+        answer: AbstractAsyncContextManager[Upstream],
+        life: Life,
+        *,
+        extra: bool,
     ) -> None:
         self._standing = standing
         self._candidate = candidate
+        self._answer = answer
         self._life = life
         self._extra = extra
 
-    def __enter__(self) -> Self:
+    @override
+    async def __aenter__(self) -> Upstream:
         self._standing.begin(self._candidate, extra=self._extra)
-        return self
-
-    def answered(self) -> None:
-        """A success has begun."""
+        try:
+            with self._life.trial():
+                upstream = await self._answer.__aenter__()
+                if upstream.status >= _ERROR:
+                    try:
+                        raise await self._refusal(upstream)
+                    finally:
+                        await self._answer.__aexit__(None, None, None)  # noqa: ASYNC102 - closing an upstream never waits
+        except BaseException as error:
+            self._leave(error)
+            raise
         self._standing.note_answer(extra=self._extra)
         self._extra = False
+        return upstream
 
-    def __exit__(
+    @override
+    async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        result = _result(exc, self._life)
+        try:
+            await self._answer.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102 - closing an upstream never waits
+        finally:
+            self._leave(exc)
+
+    def _leave(self, error: BaseException | None) -> None:
+        result = _result(error, self._life)
         self._standing.end(self._candidate, result, extra=self._extra)
+
+    async def _refusal(self, upstream: Upstream) -> UpstreamFault:
+        """Why the candidate refuses, fit for the caller; noted for the next call."""
+        provider = self._candidate.provider
+        if upstream.status in _KEY_REFUSED:
+            _log.warning(
+                "provider %s refuses our key: %d", provider.name, upstream.status
+            )
+        body = await _read_some(upstream.body)
+        fault = refusal(upstream.status, upstream.headers, body)
+        redact(fault, provider)
+        if isinstance(fault, UpstreamLimited):
+            seconds = fault.retry_after_seconds or LIMITED_SECONDS
+            limited = min(seconds, LIMITED_MOST_SECONDS)
+            self._standing.note_limit(self._candidate, limited)
+        return fault
 
 
 class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
+    _asked: _Asked
+
     def __init__(
         self,
         standing: Standing,
@@ -124,7 +168,6 @@ class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
         self._call = call
         self._candidates = candidates
         self._life = life
-        self._stack = AsyncExitStack()
 
     @override
     async def __aenter__(self) -> Attempt:
@@ -155,33 +198,11 @@ class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
     async def _ask(self, candidate: Candidate, *, extra: bool) -> Upstream:
         """One attempt; what it opened stays open if it succeeds."""
         self._life.pulse.begin_again(self._standing.clock())
-        place = _Place(self._standing, candidate, self._life, extra=extra)
-        async with AsyncExitStack() as stack:
-            stack.enter_context(place)
-            with self._life.trial():
-                upstream = await stack.enter_async_context(
-                    candidate.provider.open(self._call, candidate.model)
-                )
-                if upstream.status >= _ERROR:
-                    raise await self._refusal(candidate, upstream)
-            place.answered()
-            self._stack = stack.pop_all()
+        answer = candidate.provider.open(self._call, candidate.model)
+        asked = _Asked(self._standing, candidate, answer, self._life, extra=extra)
+        upstream = await asked.__aenter__()
+        self._asked = asked
         return upstream
-
-    async def _refusal(self, candidate: Candidate, upstream: Upstream) -> UpstreamFault:
-        """Why the candidate refuses, fit for the caller; noted for the next call."""
-        provider = candidate.provider
-        if upstream.status in _KEY_REFUSED:
-            _log.warning(
-                "provider %s refuses our key: %d", provider.name, upstream.status
-            )
-        body = await _read_some(upstream.body)
-        fault = refusal(upstream.status, upstream.headers, body)
-        redact(fault, provider)
-        if isinstance(fault, UpstreamLimited):
-            seconds = fault.retry_after_seconds or LIMITED_SECONDS
-            self._standing.note_limit(candidate, min(seconds, LIMITED_MOST_SECONDS))
-        return fault
 
     @override
     async def __aexit__(
@@ -189,8 +210,8 @@ class _FirstAnswer(AbstractAsyncContextManager[Attempt]):
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None:
-        return await self._stack.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102 - closing an upstream never waits
+    ) -> None:
+        await self._asked.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102 - closing an upstream never waits
 
 
 async def _read_some(body: ByteReceiveStream) -> bytes:

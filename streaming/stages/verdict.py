@@ -36,7 +36,7 @@ class Verdict(Stage):
         self.done = False
         self.over = False
         self._seen: set[int] = set()
-        self._finished: set[int] = set()
+        self._finished: frozenset[int] = frozenset()
 
     @property
     def complete(self) -> bool:
@@ -72,7 +72,7 @@ class Verdict(Stage):
             return False
         self._seen.update(reading.choices)
         for choice, reason in reading.finishes:
-            self._finished.add(choice)
+            self._finished |= {choice}
             if reason in _FAILED:
                 self._fail(UpstreamReported("The provider gave up on its answer."))
         # An aborted choice's last words are words; its bare finish is not relayed.

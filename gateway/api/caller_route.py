@@ -1,38 +1,37 @@
 """The route of an endpoint that depends on who calls, and on nothing else."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from inspect import signature
-from typing import Any, cast, override
+from typing import Any
 
 from fastapi import Request
 from fastapi.routing import APIRoute
-from starlette.responses import Response
-
-type Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+from starlette.types import Receive, Scope, Send
 
 
 class CallerRoute(APIRoute):
     """Calls the endpoint's one dependency with the request, then the endpoint.
 
-    The framework's solver would look for parameters in the path, query, header, cookies
-    and body of each request as well, for a tenth of what a request costs in all. Both
-    are plain functions that never block: they are called on the event loop.
+    The framework would look for parameters in the path, query, header, cookies and body
+    of each request as well, and open exit stacks for them: a tenth of what a request
+    costs in all, and a tenth of the memory of a stream that waits. Dependency and
+    endpoint are plain functions that never block: they are called on the event loop.
 
     Raises:
         TypeError: When it is made: the endpoint takes something else, or more.
     """
 
-    @override
-    def get_route_handler(self) -> Handler:
-        endpoint = cast("Callable[..., Response]", self.endpoint)
-        name, dependency = self._dependency()
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._name, self._dependency = self._only_dependency()
+        self.app = self._answer
 
-        async def handle(request: Request) -> Response:  # noqa: RUF029 - as the framework wants it
-            return endpoint(**{name: dependency(request)})
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._dependency(Request(scope))
+        response = self.endpoint(**{self._name: found})
+        await response(scope, receive, send)
 
-        return handle
-
-    def _dependency(self) -> tuple[str, Callable[[Request], object]]:
+    def _only_dependency(self) -> tuple[str, Callable[[Request], object]]:
         match self.dependant.dependencies:
             case [one] if (
                 one.name is not None

@@ -1,10 +1,10 @@
 """The response that owns an exchange, and the only reader of ``receive()``."""
 
 from collections.abc import Callable
+from copy import replace
 from typing import override
 
 import anyio
-import msgspec
 from anyio import TaskHandle, to_thread
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -78,7 +78,7 @@ class ExchangeResponse(Response):
         ask = self._parse(parsed, request_id_of(scope))
         if (affinity := settings.routing.affinity) is None:
             return ask
-        return msgspec.structs.replace(ask, session=_session(affinity, scope, ask))
+        return replace(ask, session=_session(affinity, scope, ask))
 
 
 def _session(affinity: AffinitySettings, scope: Scope, ask: Ask) -> str:

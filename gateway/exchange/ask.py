@@ -1,6 +1,7 @@
 """What a client asks for, parsed and valid."""
 
 from collections.abc import Mapping
+from copy import replace
 
 import msgspec
 
@@ -37,7 +38,7 @@ class Ask(msgspec.Struct, frozen=True):
 
     def without_body(self) -> "Ask":
         """The same request, to be kept while it is answered: bodies are large."""
-        return msgspec.structs.replace(self, body={}, members={})
+        return replace(self, body={}, members={})
 
     @property
     def mode(self) -> Mode:

@@ -5,7 +5,8 @@ each time it is asked for. One process, one clock, no losses.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from copy import replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import floor
 from typing import override

@@ -7,7 +7,8 @@ slow that the store's own clock gives back no whole token within ``YOUNG_SECONDS
 import itertools
 import os
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, replace
+from copy import replace
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 

@@ -7,7 +7,8 @@ adapter: same status, header, bytes, outcome and charge, and the ones that the t
 
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from copy import replace
+from dataclasses import dataclass, field
 from itertools import product
 from uuid import uuid4
 

@@ -1,7 +1,7 @@
 """Windows, tombstones and time-outs of the books as they lie in the store."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from copy import replace
 
 import pytest
 from redis import Redis

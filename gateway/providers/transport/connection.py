@@ -102,13 +102,14 @@ class Connection(asyncio.BufferedProtocol):
         origin: Where it leads.
         idle_since: The pool's note.
         state: See the table.
-        head: Of the current answer, from READING on.
+        head: Of the current answer, once it is there and until it is taken.
         buffer: Body bytes that arrived and were not taken.
         answered: Whether any byte came since ``send``.
         keep_alive: Whether another request may follow this answer.
         error: Why it is CLOSED.
     """
 
+    error: httpx.TransportError = httpx.ReadError("not connected")
     _transport: asyncio.Transport
 
     def __init__(self, wire: Wire, origin: Origin) -> None:
@@ -119,13 +120,13 @@ class Connection(asyncio.BufferedProtocol):
         self.buffer = bytearray()
         self.answered = False
         self.keep_alive = False
-        self.error: httpx.TransportError = httpx.ReadError("not connected")
         self._wire = wire
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._reading = True
         self._writable = True
         self._bodiless = False
+        self._frames_its_body = False
         self._fields: list[tuple[bytes, bytes]] = []
         self._overhead_bytes = 0
         # httptools looks its callbacks up once, here: body bytes need no Python frame.
@@ -188,9 +189,10 @@ class Connection(asyncio.BufferedProtocol):
         """
         while self.state is State.WAITING:
             await self.changed()
-        if self.head is None:
+        head, self.head = self.head, None  # who waits for a body holds no fields
+        if head is None:
             raise self.error
-        return self.head
+        return head
 
     async def changed(self) -> None:
         """Wait until something happened; one waiter at a time."""
@@ -301,6 +303,7 @@ class Connection(asyncio.BufferedProtocol):
         if sum(len(name) + len(value) for name, value in fields) > HEAD_BYTES:
             raise _NotDue
         self.head = Head(status, fields)
+        self._frames_its_body = self.head.frames_its_body
         self.keep_alive = self._parser.should_keep_alive()
         self.state = State.READING
         if self._bodiless:
@@ -344,7 +347,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _end_input(self) -> None:
-        if self.state is State.READING and not cast("Head", self.head).frames_its_body:
+        if self.state is State.READING and not self._frames_its_body:
             self.state = State.COMPLETE
         self._close(httpx.ReadError("closed by the server"))
 

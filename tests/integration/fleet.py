@@ -31,7 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.api.quota import Quota, WindowBody
 from gateway.auth.principal import Limits
 from gateway.auth.secret import digest, new_secret
-from gateway.demo.attempts import Attempt
+from gateway.demo.attempts import Attempt, End
 from gateway.demo.simulated import SimulatedProvider
 from gateway.demo.valkey import EmbeddedValkey
 from tests.integration.gateway_process import GatewayProcess
@@ -85,8 +85,7 @@ class Plan:
         unlimited: How many there are of those.
         gateways: How many there are.
         workers: How many processes share the port of each.
-        store_url: Of a store the test has started, or will; the fleet then does not
-            wait for it.
+        store_url: Of a store of the test's own; the fleet does not wait for it.
         keys_file: Whether the gateways have their keys from a file.
         server, streaming: Sections of the configuration.
         providers: More of them, by name: base URLs. The model of that name is their
@@ -369,6 +368,14 @@ async def eventually[T](
     while not holds(value := await read()) and anyio.current_time() < until:  # noqa: ASYNC110 - of another process nothing can be awaited
         await anyio.sleep(_LOOK_SECONDS)
     return value
+
+
+async def end_of(attempt: Attempt) -> End | None:
+    """How an attempt ended for its provider, as soon as it has."""
+    with anyio.move_on_after(SETTLE_SECONDS):
+        while attempt.end is None:  # noqa: ASYNC110 - the provider tells nobody
+            await anyio.sleep(_LOOK_SECONDS)
+    return attempt.end
 
 
 def free_port() -> int:

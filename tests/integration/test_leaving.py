@@ -24,7 +24,7 @@ import pytest
 
 from gateway.demo.attempts import Attempt, End
 from tests.integration.fault_proxy import BlackHole
-from tests.integration.fleet import Fleet, Plan, eventually, running
+from tests.integration.fleet import Fleet, Plan, end_of, eventually, running
 from tests.integration.raw_client import PROMPT_TOKENS, Leave, RawClient
 
 pytestmark = pytest.mark.anyio
@@ -138,7 +138,7 @@ async def test_leaving_reaches_the_provider_and_is_settled(
         day = await fleet.day(key)
         left_at = monotonic_ns()
         await client.leave(how)
-        await eventually(lambda: end_of(attempt), lambda end: end is not None)
+        await end_of(attempt)
         used = await fleet.used(key)
 
     assert attempt.end is End.CLIENT_CLOSED
@@ -160,7 +160,7 @@ async def test_leaving_is_seen_though_one_more_request_was_sent(fleet: Fleet) ->
         attempt = await fleet.attempt(client.request_id)
         left_at = monotonic_ns()
         await client.leave(Leave.FIN)
-        await eventually(lambda: end_of(attempt), lambda end: end is not None)
+        await end_of(attempt)
     assert attempt.end is End.CLIENT_CLOSED
     assert attempt.ended is not None
     assert attempt.ended.monotonic_ns - left_at < CLOSE_SECONDS * 1e9
@@ -187,11 +187,6 @@ async def test_leaving_while_connecting_charges_nothing(
         assert await fleet.used(key) == 0
     outcomes = await fleet.outcomes_since("black-hole", before)
     assert outcomes == {"client_disconnect": 1}
-
-
-async def end_of(attempt: Attempt) -> End | None:
-    await anyio.lowlevel.checkpoint()
-    return attempt.end
 
 
 async def noted_closes(fleet: Fleet) -> int:

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from gateway.demo.attempts import Attempt, End
-from tests.integration.fleet import Fleet, Key, Plan, eventually, running
+from tests.integration.fleet import Fleet, Key, Plan, end_of, eventually, running
 from tests.integration.raw_client import PROMPT_TOKENS, RawClient, simulated_text
 
 pytestmark = pytest.mark.anyio
@@ -174,7 +174,7 @@ async def test_stuck_reader_is_cut_when_it_has_stalled_for_too_long(
             lambda: fleet.outcomes_since("flood", before), bool, within_seconds=5
         )
         assert end == {"client_stalled": 1}
-        assert attempt.end is End.CLIENT_CLOSED
+        assert await end_of(attempt) is End.CLIENT_CLOSED
         assert await fleet.used(key) > PROMPT_TOKENS
         await client.read_to_end()
     assert not client.complete

@@ -67,13 +67,7 @@ class HttpClient(Client):
     async def send(self, item: Batch) -> None:
         if not self._started:
             await self._start(200, _STREAM_HEADERS)
-        wires = [event.frame.wire for event in item]
-        body = wires[0] if len(wires) == 1 else b"".join(wires)
-        await self._raw_send({
-            "type": "http.response.body",
-            "body": body,
-            "more_body": True,
-        })
+        await self._raw_send(_chunk(b"".join([event.frame.wire for event in item])))
 
     @override
     async def answer(self, headers: Mapping[str, str], body: bytes) -> None:

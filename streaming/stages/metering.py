@@ -141,8 +141,7 @@ class Meter(Stage):
         if self.usage is not None and self.usage.completion_tokens > self.most:
             return True
         bound = 2 * self.most + _COUNTING_SLACK
-        at_most = self._known + self._bytes_since_known
-        return at_most > bound and self.completion_tokens() > bound
+        return self.progress_at_most() > bound and self.completion_tokens() > bound
 
     def source(self, *, ended: bool) -> UsageSource:
         """Where ``completion_tokens()`` comes from.

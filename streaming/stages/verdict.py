@@ -28,15 +28,13 @@ class Verdict(Stage):
     Attributes:
         fault: How the provider failed, as far as its events tell.
         done: ``[DONE]`` has been seen.
-        over: Nothing that follows may reach the client.
     """
 
     def __init__(self) -> None:
         self.fault: UpstreamFault | None = None
         self.done = False
-        self.over = False
         self._seen: set[int] = set()
-        self._finished: frozenset[int] = frozenset()
+        self._finished: set[int] = set()
 
     @property
     def complete(self) -> bool:
@@ -44,6 +42,11 @@ class Verdict(Stage):
         if self.fault is not None:
             return False
         return self.done or (bool(self._finished) and self._seen <= self._finished)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing that follows may reach the client."""
+        return self.done or self.fault is not None
 
     @override
     def apply(self, batch: Batch, now: float) -> Batch:
@@ -65,22 +68,18 @@ class Verdict(Stage):
     def judge(self, reading: Reading) -> bool:
         """Take one event into account; tells whether the client may have it."""
         if reading.done:
-            self.done = self.over = True
+            self.done = True
             return True
         if reading.error is not None:
-            self._fail(reported(reading.error))
+            self.fault = reported(reading.error)
             return False
         self._seen.update(reading.choices)
         for choice, reason in reading.finishes:
-            self._finished |= {choice}
+            self._finished.add(choice)
             if reason in _FAILED:
-                self._fail(UpstreamReported("The provider gave up on its answer."))
+                self.fault = UpstreamReported("The provider gave up on its answer.")
         # An aborted choice's last words are words; its bare finish is not relayed.
         return self.fault is None or bool(reading.texts)
-
-    def _fail(self, fault: UpstreamFault) -> None:
-        self.fault = fault
-        self.over = True
 
 
 def reported(report: ErrorReport, status: int | None = None) -> UpstreamReported:

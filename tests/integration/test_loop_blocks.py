@@ -208,6 +208,14 @@ ANSWERS: Mapping[str, bytes] = {
         .rpartition(b",")[0]
         .join([b"", b"]"])
     ),
+    "finishes of many choices": events(
+        json.dumps({
+            "choices": [
+                {"index": index, "delta": {}, "finish_reason": "stop"}
+                for index in range(16_000)
+            ]
+        }).encode()
+    ),
     "tiny events": events(*[delta(content="a")] * 10_000),
     "error of brackets": events(b'{"error":{"message":"%b"}}' % (b"<" * 900_000)),
     "status of digits": events(b'{"error":{"code":"%b"}}' % (b"4" * 900_000)),
